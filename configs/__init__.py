@@ -1,0 +1,1 @@
+"""Recipes, stages and profiles as YAML: package data, no code."""

@@ -1,0 +1,133 @@
+"""What a step is: the three shapes, its columns, and its two dataclasses of parameters (What is digested, How is not)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from shards.errors import RecipeError, SampleError
+from shards.media import Limits
+from shards.sample import MediaRef, Sample, digest_of
+
+Row = Mapping[str, Any]
+Result = Row | SampleError  # a step answers each of its inputs with a row, or with the error that belongs to that sample
+
+ALL_KINDS = frozenset({"text", "image", "video"})
+MEDIA_KINDS = frozenset({"image", "video"})
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that a step writes. `kinds`: where it applies (elsewhere NULL). `wide` columns lie in side files, outside the view `samples`."""
+
+    name: str
+    type: pa.DataType
+    kinds: frozenset[str] = ALL_KINDS
+    wide: bool = False
+    doc: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NoParameters:
+    """For steps without a What or a How."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """Never changes a result, never digested. Steps with more settings declare a How of their own with these fields too.
+
+    batch     samples (level "sample") or media (level "medium") for each call.
+    gpus      of one actor; > 0 gives the step a pool of its own.
+    memory    bytes of one actor above which its child process is killed; 0 = the engine's default.
+    actors    size of the pool; 0 = as many as fit.
+    """
+
+    batch: int = 64
+    gpus: float = 0.0
+    memory: int = 0
+    actors: int = 0
+
+
+class MediaView(Protocol):
+    """One medium inside the child process: opened and decoded at most once, shared by all steps fused there."""
+
+    ref: MediaRef
+    limits: Limits
+
+    def data(self) -> bytes:
+        """The bytes, within limits. Raises LimitError, SourceError."""
+
+    def sha256(self) -> str: ...
+
+    def image(self) -> np.ndarray:
+        """uint8 H×W×3, EXIF orientation applied; a video's first frame. Raises DecodeError."""
+
+
+class SampleView(Protocol):
+    """One sample inside the child process."""
+
+    sample: Sample
+    media: Sequence[MediaView]
+    columns: Mapping[str, Any]  # what earlier steps wrote: for medium-level columns a list with one value for each medium
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operator. A step file in curation/ ends with `STEP = Step(...)`; its name in a recipe is the module's.
+
+    version    bump when the same What gives another result (golden rows in the tests hold it).
+    prefix     of the final column names by default ("" for bare names); `as: x` makes it "x_".
+    reads      What -> what it reads: "media", "texts", or names of columns other steps wrote (final names).
+    columns    What -> columns, without prefix.
+    level      annotators: "medium" = a row for each medium (stored as the first one's columns and `_more`), "sample" = one row.
+    applies    kinds of sample it computes anything for; others get no row and their columns are NULL.
+    open       annotators: (What, How) -> function over a batch of MediaView or SampleView; loads models. Called once in a child process.
+    reduce     globals: (What, population table with uid and the read columns) -> table keyed by uid. Pure; no order of rows matters.
+    implied    globals: What -> rule that rejects (shown by `plan`; `rule: false` drops it), or None.
+    check      What -> None; raises RecipeError-worthy ValueError for values that cannot work. Runs before Ray starts.
+    """
+
+    version: int
+    columns: Callable[[Any], Sequence[Column]]
+    reads: Callable[[Any], Sequence[str]]
+    shape: Literal["annotator", "global", "splitter"] = "annotator"
+    level: Literal["medium", "sample"] = "medium"
+    applies: frozenset[str] = MEDIA_KINDS
+    prefix: str = ""
+    what: type = NoParameters
+    how: type = How
+    open: Callable[[Any, Any], Callable[[Sequence[Any]], Sequence[Result]]] | None = None
+    reduce: Callable[[Any, pa.Table], pa.Table] | None = None
+    implied: Callable[[Any], str | None] | None = None
+    check: Callable[[Any], None] | None = None
+
+
+def find_step(op: str) -> Step:
+    """The step of a recipe's operator: `curation.<op>`, or a module of the user's own when `op` has a dot. Raises RecipeError."""
+    name = op if "." in op else f"curation.{op}"
+    try:
+        module: ModuleType = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise RecipeError(f"no step {op!r}: there is no module {name}") from error
+        raise
+    step = getattr(module, "STEP", None)
+    if not isinstance(step, Step):
+        raise RecipeError(f"{name} is no step: it has no STEP")
+    return step
+
+
+def column_prefix(step: Step, alias: str | None) -> str:
+    """`as: x` gives "x_"; without it the step's own prefix."""
+    return step.prefix if alias is None else f"{alias}_"
+
+
+def step_digest(op: str, step: Step, what: Any, read_digests: Sequence[str]) -> str:
+    """Identity of a step's results: operator, version, What, digests of the steps it reads. How and `as` are no part of it."""
+    return digest_of(op, step.version, asdict(what), sorted(read_digests))

@@ -1,0 +1,1 @@
+"""Runs a recipe on Ray, keeps the ledger, writes the report; the command line."""

@@ -1,0 +1,72 @@
+"""A measure profile: everything that token counts depend on. Counts are only ever used under the profile that made them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from shards.errors import ProfileError
+from shards.sample import digest_of
+
+PREPROCESS_VERSION = 1  # of the one preprocessing function in shards.media; bump when a pixel or a grid changes
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Sources: VideoLLaMA3 report §3.3 (budgets, merge sizes), its processor (pixel budget, prompt), DiffFP (compression).
+
+    tokenizer          digest of the tokenizer's files (`shards.chat.tokenizer_digest`); the path itself is no part of the identity.
+    patch              side of a patch, pixels.
+    image_merge        patches merged into one visual token: merge × merge, for images; `video_merge` likewise for frames.
+    max_visual_tokens  budget of a sample after merging; pixels ≤ max_visual_tokens·(patch·merge)², split evenly over its images or frames.
+    min_visual_tokens  at least so many tokens for each image or frame.
+    fps, max_frames    frames sampled from a video.
+    threshold          DiffFP: a block is kept where its mean absolute difference to the previous sampled frame exceeds it, in grey
+                       levels of 255 (0.05 is the paper's 0.1 on pixels normalised with std 0.5).
+    report_thresholds  further thresholds for which the keep ratio is stored.
+    """
+
+    name: str
+    tokenizer: str
+    patch: int = 14
+    image_merge: int = 1
+    video_merge: int = 2
+    max_visual_tokens: int = 10_240
+    min_visual_tokens: int = 16
+    fps: float = 1.0
+    max_frames: int = 180
+    threshold: float = 0.05
+    report_thresholds: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    max_text_tokens: int = 16_384
+    preprocess: int = field(default=PREPROCESS_VERSION)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the profile without its name: two profiles of equal digest give equal counts."""
+        return digest_of({k: v for k, v in asdict(self).items() if k != "name"})
+
+
+def load_profile(name_or_path: str, tokenizer_digest: str) -> Profile:
+    """A profile of configs/profiles/<name>.yaml or of a YAML file. Raises ProfileError for unknown names and keys."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ProfileError(f"no profile file {path}")
+        text, where = path.read_text("utf-8"), str(path)
+    else:
+        entry = resources.files("configs.profiles") / f"{name_or_path}.yaml"
+        if not entry.is_file():
+            known = sorted(e.name[:-5] for e in resources.files("configs.profiles").iterdir() if e.name.endswith(".yaml"))
+            raise ProfileError(f"no profile {name_or_path!r}; known: {', '.join(known)}, or a path to a .yaml file")
+        text, where = entry.read_text("utf-8"), f"configs/profiles/{name_or_path}.yaml"
+    values = yaml.safe_load(text) or {}
+    unknown = set(values) - set(Profile.__slots__)
+    if unknown:
+        raise ProfileError(f"{where}: unknown keys {sorted(unknown)}; a profile has {sorted(set(Profile.__slots__))}")
+    if "report_thresholds" in values:
+        values["report_thresholds"] = tuple(float(v) for v in values["report_thresholds"])
+    values.setdefault("name", path.stem)
+    return replace(Profile(name="", tokenizer=tokenizer_digest), **{k: v for k, v in values.items() if k != "tokenizer"})

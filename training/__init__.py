@@ -1,0 +1,1 @@
+"""Streams shards into DeepSpeed. Imports shards; never curation or pipeline."""
