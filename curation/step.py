@@ -24,7 +24,7 @@ MEDIA_KINDS = frozenset({"image", "video"})
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that a step writes. `kinds`: where it applies (elsewhere NULL). `wide` columns lie in side files, outside the view `samples`."""
+    """A column a step writes. `kinds`: where it applies (elsewhere NULL). `wide` columns lie in side files, not in the view `samples`."""
 
     name: str
     type: pa.DataType

@@ -129,7 +129,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def stamp_of(size: int, mtime_ns_or_etag: int | str, *part: int | str) -> str:
-    """Cheap fingerprint of a medium (16 hex digits): size and mtime or etag of the file, and the part of it (offset and length, or cell)."""
+    """Cheap fingerprint of a medium (16 hex digits): size and mtime or etag of the file, and the part of it (range or cell)."""
     return digest_of(size, str(mtime_ns_or_etag), *part)
 
 
