@@ -90,6 +90,9 @@ class Step:
     open       annotators: (What, How) -> function over a batch of MediaView or SampleView; loads models. Called once in a child process.
     reduce     globals: (What, population table with uid and the read columns) -> table keyed by uid. Pure; no order of rows matters.
     implied    globals: What -> rule that rejects (shown by `plan`; `rule: false` drops it), or None.
+               Written over final names with `{prefix}` where the step's own begin: "{prefix}of is null"; the recipe fills it in.
+    identity   What -> JSON value that stands for it in the step digest, where fields are paths: the digest of what lies there.
+               May read files, so it is called after `check`. Default: the What's own fields.
     check      What -> None; raises RecipeError-worthy ValueError for values that cannot work. Runs before Ray starts.
     """
 
@@ -105,6 +108,7 @@ class Step:
     open: Callable[[Any, Any], Callable[[Sequence[Any]], Sequence[Result]]] | None = None
     reduce: Callable[[Any, pa.Table], pa.Table] | None = None
     implied: Callable[[Any], str | None] | None = None
+    identity: Callable[[Any], Any] | None = None
     check: Callable[[Any], None] | None = None
 
 
@@ -130,4 +134,5 @@ def column_prefix(step: Step, alias: str | None) -> str:
 
 def step_digest(op: str, step: Step, what: Any, read_digests: Sequence[str]) -> str:
     """Identity of a step's results: operator, version, What, digests of the steps it reads. How and `as` are no part of it."""
-    return digest_of(op, step.version, asdict(what), sorted(read_digests))
+    identity = asdict(what) if step.identity is None else step.identity(what)
+    return digest_of(op, step.version, identity, sorted(read_digests))
