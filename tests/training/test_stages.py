@@ -1,0 +1,99 @@
+"""The training config: what the shipped files say, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from training.stages import deepspeed_json, load_training_config
+
+from shards.errors import ConfigError
+from shards.profile import load_profile
+
+MINIMAL = """\
+name: mine
+model: {preset: tiny}
+stages:
+  1:
+    profile: tiny
+    compress: false
+    train: {llm: 1.0e-3}
+    packs_per_step: 2
+    seq_tokens: 256
+    pack_patches: 256
+"""
+
+
+def _load(tmp_path: Path, text: str) -> object:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, "utf-8")
+    return load_training_config(path)
+
+
+def test_the_2b_config_says_what_the_report_says() -> None:
+    config = load_training_config("videollama3-2b")
+    assert config.stages[1].train == {"vision_encoder": 1e-5, "projector": 1e-3}
+    for stage in (2, 3, 4):
+        assert config.stages[stage].train == {"vision_encoder": 2e-6, "projector": 1e-5, "llm": 1e-5}
+    assert [config.stages[k].compress for k in (1, 2, 3, 4)] == [False, False, True, True]
+    merges = [load_profile(config.stages[k].profile, "0").image_merge for k in (1, 2, 3, 4)]
+    assert merges == [1, 1, 1, 2]
+    for stage in config.stages.values():
+        assert (stage.seq_tokens, stage.warmup_ratio, stage.weight_decay, stage.epochs, stage.schedule) == (16384, 0.03, 0, 1, "cosine")
+    assert (config.seed, config.model.precision, config.model.gradient_checkpointing) == (42, "bf16", True)
+
+
+def test_the_tiny_config_has_four_stages_and_names_known_profiles() -> None:
+    config = load_training_config("tiny")
+    assert sorted(config.stages) == [1, 2, 3, 4]
+    assert [load_profile(s.profile, "0").name for s in config.stages.values()] == ["tiny", "tiny", "tiny", "tiny_video"]
+    assert "llm" in config.stages[1].train, "the tiny preset has no pretrained language model to freeze"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("packs_per_step: 2", "packs_per_stp: 2", ["mine.yaml:8", "stages.1.packs_per_stp", "did you mean 'packs_per_step'"]),
+        (
+            "model: {preset: tiny}",
+            "model: {preset: tiny, gradient_checkpoint: true}",
+            ["mine.yaml:2", "did you mean 'gradient_checkpointing'"],
+        ),
+        ("train: {llm: 1.0e-3}", "train: {lm: 1.0e-3}", ["mine.yaml:7", "stages.1.train.lm"]),
+        ("train: {llm: 1.0e-3}", "train: {llm: -1}", ["mine.yaml:7", "greater than 0"]),
+        ("train: {llm: 1.0e-3}", "train: {}", ["mine.yaml:7", "stages.1.train"]),
+        ("seq_tokens: 256\n", "\n", ["stages.1.seq_tokens", "is required"]),
+        ("compress: false", "compress: false\n    mixture: {tasks: {caption: 1}}", ["unknown task 'caption'", "did you mean"]),
+        ("name: mine", "nam: mine", ["mine.yaml:1", "did you mean 'name'"]),
+    ],
+)
+def test_a_wrong_config_is_told_file_line_key_and_the_mend(tmp_path: Path, old: str, new: str, told: list[str]) -> None:
+    assert old in MINIMAL
+    with pytest.raises(ConfigError) as error:
+        _load(tmp_path, MINIMAL.replace(old, new))
+    for piece in told:
+        assert piece in str(error.value)
+
+
+def test_an_unknown_name_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'tiny'.*videollama3-2b"):
+        load_training_config("tinny")
+
+
+def test_a_stage_digest_depends_on_results_only(tmp_path: Path) -> None:
+    base = load_training_config("tiny")
+    assert base.stage_digest(2) == base.model_copy(update={"workers": 7, "checkpoint_steps": 3}).stage_digest(2)
+    assert base.stage_digest(2) != base.model_copy(update={"seed": 43}).stage_digest(2)
+    stage3 = base.stages[3].model_copy(update={"clip": 0.5})
+    changed = base.model_copy(update={"stages": {**base.stages, 3: stage3}})
+    assert [changed.stage_digest(k) == base.stage_digest(k) for k in (1, 2, 3, 4)] == [True, True, False, False]
+
+
+def test_zero_stages_that_go_wrong_are_refused(tmp_path: Path) -> None:
+    assert deepspeed_json("zero1")["zero_optimization"]["stage"] == 1
+    path = tmp_path / "zero3.json"
+    path.write_text('{"zero_optimization": {"stage": 3}}')
+    with pytest.raises(ConfigError, match="stage is 3"):
+        deepspeed_json(str(path))
+    with pytest.raises(ConfigError, match="no settings 'zero9'"):
+        deepspeed_json("zero9")
