@@ -1,0 +1,256 @@
+"""The order of an epoch: every item once, within bounds, the same for any ranks, another for another epoch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.errors import ConfigError
+from tests.training.fixtures import PROFILE, Fact, index_of
+from training.cost import CostModel, cost_model, item_sizes
+from training.mixture import Mixture
+from training.packing import deal
+from training.plan import Cursor, Plan, PlanConfig, PlannedStep, make_plan
+
+CONFIG = PlanConfig(profile=PROFILE, compress=True, packs_per_step=4, seq_tokens=200, pack_patches=600, window_shards=2)
+
+facts_of = st.lists(
+    st.tuples(st.integers(1, 220), st.integers(0, 6), st.sampled_from([2, 4, 8, 10]), st.sampled_from([0.25, 1.0]), st.integers(0, 6)),
+    min_size=1,
+    max_size=80,
+).map(lambda rows: [Fact(f"i{i}", text=x, t=t, side=s, kept=k, shard=f"{d}.tar") for i, (x, t, s, k, d) in enumerate(rows)])
+
+
+def plan_of(facts: list[Fact], config: PlanConfig = CONFIG, mixture: Mixture | None = None) -> Plan:
+    return make_plan(index_of(facts), mixture or Mixture(), config, index_digest="v1")
+
+
+def many(count: int = 300) -> list[Fact]:
+    return [Fact(f"i{i}", text=10 + i * 37 % 90, t=i % 4, side=4, shard=f"{i % 9}.tar") for i in range(count)]
+
+
+def uids(plan: Plan, steps: list[PlannedStep]) -> list[list[list[str]]]:
+    column = plan.items["uid"].to_pylist()
+    return [[[column[row] for row in pack.rows] for pack in step.packs] for step in steps]
+
+
+@given(facts=facts_of, per_step=st.integers(1, 5), window=st.integers(1, 4), compress=st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_every_item_exactly_once_and_within_bounds(facts: list[Fact], per_step: int, window: int, compress: bool) -> None:
+    config = replace(CONFIG, packs_per_step=per_step, window_shards=window, compress=compress)
+    index = index_of(facts)
+    sizes = item_sizes(index, PROFILE, compress)
+    long = (sizes.tokens > config.seq_tokens) | (sizes.patches > config.pack_patches)
+    if long.all():
+        with pytest.raises(ConfigError, match="too long"):
+            make_plan(index, Mixture(), config, index_digest="v1")
+        return
+    plan = make_plan(index, Mixture(), config, index_digest="v1")
+    steps = list(plan.steps())
+    packs = [pack for step in steps for pack in step.packs]
+    trained = Counter(row for pack in packs for row in pack.rows)
+    assert set(trained.values()) == {1}
+    assert set(trained) == set(np.flatnonzero(~long).tolist())
+    assert {(d.uid, d.tokens, d.patches) for d in plan.dropped} == {
+        (index["uid"][int(i)].as_py(), sizes.tokens[i], sizes.patches[i]) for i in np.flatnonzero(long)
+    }
+    for pack in packs:
+        rows = list(pack.rows)
+        assert pack.tokens == sizes.tokens[rows].sum() <= config.seq_tokens
+        assert pack.patches == sizes.patches[rows].sum() <= config.pack_patches
+    assert [step.number for step in steps] == list(range(plan.steps_total))
+    assert all(len(step.packs) == per_step for step in steps)
+    empty = [not pack.rows for pack in packs]
+    assert sum(empty) < per_step
+    assert empty == sorted(empty)
+    report = plan.report()
+    assert (report.items, report.packs, report.empty_packs) == (len(trained), len(packs) - sum(empty), sum(empty))
+
+
+@given(facts=facts_of, seed=st.integers(0, 3), order=st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_index_rows_does_not_matter(facts: list[Fact], seed: int, order: object) -> None:
+    facts = [replace(fact, text=min(fact.text, 100), t=0) for fact in facts]
+    shuffled = list(facts)
+    order.shuffle(shuffled)  # type: ignore[attr-defined]
+    one, other = plan_of(facts, replace(CONFIG, seed=seed)), plan_of(shuffled, replace(CONFIG, seed=seed))
+    assert uids(one, list(one.steps())) == uids(other, list(other.steps()))
+
+
+@given(facts=facts_of, per_step=st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_any_cursor_continues_the_same_sequence(facts: list[Fact], per_step: int) -> None:
+    facts = [replace(fact, text=min(fact.text, 100), t=0) for fact in facts]
+    config = replace(CONFIG, packs_per_step=per_step, window_shards=1)
+    whole = list(plan_of(facts, config).steps())
+    for done, step in enumerate(whole, start=1):
+        fresh = plan_of(facts, config)
+        cursor = Cursor(**json.loads(json.dumps(asdict(step.after))))
+        assert list(fresh.steps(cursor)) == whole[done:]
+        assert fresh.position(cursor) == done
+        here = Cursor(fresh.digest, step.window, step.step)
+        assert next(fresh.steps(here)) == step
+
+
+def test_windows_share_no_shards_and_packs_stay_within_their_window() -> None:
+    plan = plan_of(many())
+    assert sorted(name for window in plan.windows for name in window) == sorted({f"{i}.tar" for i in range(9)})
+    assert [len(window) for window in plan.windows] == [2, 2, 2, 2, 1]
+    shard = plan.items["shard"].to_pylist()
+    for number, names in enumerate(plan.windows):
+        assert {shard[row] for pack in plan.window(number).packs for row in pack.rows} <= set(names)
+
+
+def test_a_window_can_be_planned_alone() -> None:
+    assert plan_of(many()).window(3) == [plan_of(many()).window(n) for n in range(5)][3]
+
+
+def test_epochs_and_seeds_give_other_orders_of_the_same_items() -> None:
+    orders = []
+    for config in (CONFIG, replace(CONFIG, epoch=1), replace(CONFIG, seed=7)):
+        plan = plan_of(many(), config)
+        orders.append([u for step in uids(plan, list(plan.steps())) for pack in step for u in pack])
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])
+    agree = [sum(a == b for a, b in zip(orders[0], other, strict=True)) for other in orders[1:]]
+    assert max(agree) < 30  # of 300
+
+
+def test_the_digest_changes_with_everything_that_changes_the_order() -> None:
+    facts = many(40)
+    index = index_of(facts)
+    variants = [replace(CONFIG, **{name: value}) for name, value in _OTHER_VALUES.items()]
+    digests = [make_plan(index, Mixture(), config, index_digest="v1").digest for config in [CONFIG, *variants]]
+    digests.append(make_plan(index, Mixture(), CONFIG, index_digest="v2").digest)
+    digests += [make_plan(index, m, CONFIG, index_digest="v1").digest for m in (Mixture(where="true"), Mixture(tasks={"text": 1}))]
+    assert len(set(digests)) == len(digests)
+    assert set(_OTHER_VALUES) == set(PlanConfig.__slots__) - {"profile"}
+    assert make_plan(index, Mixture(), CONFIG, index_digest="v1", cost=CostModel(patch=1.0)).digest == digests[0]
+
+
+_OTHER_VALUES = {
+    "compress": False,
+    "packs_per_step": 5,
+    "seq_tokens": 190,
+    "pack_patches": 500,
+    "seed": 43,
+    "epoch": 1,
+    "window_shards": 3,
+    "drop_long": False,
+}
+
+
+def test_a_cursor_of_another_plan_is_refused() -> None:
+    plan = plan_of(many())
+    with pytest.raises(ConfigError, match="belongs to plan 00"):
+        next(plan.steps(Cursor("00")))
+    with pytest.raises(ConfigError, match="outside the plan's 5 windows"):
+        next(plan.steps(Cursor(plan.digest, 5, 0)))
+    with pytest.raises(ConfigError, match="lies behind window 0"):
+        next(plan.steps(Cursor(plan.digest, 0, 10_000)))
+
+
+def test_long_items_can_be_refused_instead() -> None:
+    with pytest.raises(ConfigError, match=r"1 items are too long .* 999 tokens"):
+        plan_of([Fact("a", text=999), Fact("b")], replace(CONFIG, drop_long=False))
+
+
+def test_a_dataset_without_items_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no items"):
+        plan_of([Fact("a", task="")])
+
+
+def test_packs_are_full() -> None:
+    rng = np.random.default_rng(0)
+    facts = [Fact(f"i{i}", text=int(x), shard=f"{i % 4}.tar") for i, x in enumerate(rng.integers(20, 900, 4_000))]
+    report = plan_of(facts, replace(CONFIG, seq_tokens=2048, pack_patches=9999)).report()
+    assert report.fill_tokens > 0.97
+    facts = [Fact(f"v{i}", text=30, t=int(x), side=8, shard=f"{i % 4}.tar") for i, x in enumerate(rng.integers(1, 16, 2_000))]
+    report = plan_of(facts, replace(CONFIG, seq_tokens=2048, pack_patches=2048)).report()
+    assert report.fill > 0.95
+    assert report.fill == pytest.approx(report.fill_patches, abs=0.02)
+
+
+def test_packing_leaves_the_order_random() -> None:
+    """Long and short items, and items of different shards, are spread over the epoch alike."""
+    rng = np.random.default_rng(1)
+    facts = [Fact(f"i{i}", text=int(x), shard=f"{i // 500}.tar") for i, x in enumerate(rng.integers(20, 900, 2_000))]
+    plan = plan_of(facts, replace(CONFIG, seq_tokens=2048, window_shards=4))
+    rows = np.array([row for step in plan.steps() for pack in step.packs for row in pack.rows])
+    when = np.linspace(0, 1, len(rows))
+    assert abs(np.corrcoef(when, plan.sizes.tokens[rows])[0, 1]) < 0.08
+    assert abs(np.corrcoef(when, rows)[0, 1]) < 0.08
+
+
+@given(costs=st.lists(st.floats(0, 1e6), min_size=1, max_size=24), ranks=st.integers(1, 8))
+@settings(deadline=None)
+def test_dealing_gives_each_rank_as_many_packs(costs: list[float], ranks: int) -> None:
+    if len(costs) % ranks:
+        with pytest.raises(ConfigError, match=f"{len(costs)} packs a step cannot be dealt to {ranks} ranks"):
+            deal(costs, ranks)
+        return
+    hands = deal(costs, ranks)
+    assert sorted(pack for hand in hands for pack in hand) == list(range(len(costs)))
+    assert {len(hand) for hand in hands} == {len(costs) // ranks}
+    assert all(costs[a] >= costs[b] for hand in hands for a, b in zip(hand, hand[1:], strict=False))
+    loads = [sum(costs[p] for p in hand) for hand in hands]
+    assert max(loads) - min(loads) <= max(costs) + 1e-6
+
+
+def test_the_sequence_is_the_same_for_any_number_of_ranks() -> None:
+    plan = plan_of(many(), replace(CONFIG, packs_per_step=12))
+    for step in plan.steps():
+        costs = [pack.cost for pack in step.packs]
+        dealt = [sorted(p for hand in deal(costs, ranks) for p in hand) for ranks in (1, 2, 3, 4, 6, 12)]
+        assert all(each == list(range(12)) for each in dealt)
+
+
+def test_dealing_by_cost_beats_dealing_in_order() -> None:
+    plan = plan_of(many(), replace(CONFIG, packs_per_step=8, compress=False))
+    dealt = in_order = 0.0
+    for step in plan.steps():
+        costs = [pack.cost for pack in step.packs]
+        dealt += max(sum(costs[p] for p in hand) for hand in deal(costs, 2))
+        in_order += max(sum(costs[:4]), sum(costs[4:]))
+    assert dealt < in_order
+
+
+SHAPE_2B = SimpleNamespace(
+    vision_config=SimpleNamespace(num_channels=3, patch_size=14, hidden_size=1152, intermediate_size=4304, num_hidden_layers=27),
+    text_config=SimpleNamespace(
+        hidden_size=1536,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        vocab_size=151_936,
+    ),
+)
+
+
+def test_the_default_cost_is_the_2b_model() -> None:
+    assert cost_model(SHAPE_2B) == CostModel()
+
+
+@pytest.mark.parametrize(("kept", "share"), [(1.0, 0.48), (0.5, 0.66)])
+def test_the_encoder_of_a_full_video_takes_half_of_the_2b_model(kept: float, share: float) -> None:
+    """A known share: 180 frames of 40,960 patches in all; 48 % of the forward pass, 66 % when half of the tokens are dropped."""
+    sizes = item_sizes(index_of([Fact("film", text=1, t=160, side=16, kept=kept)]), PROFILE, True)
+    assert sizes.patches[0] == 40_960
+    model = CostModel()
+    encoder = model.patch * 40_960 + model.frame_square * sizes.frame_squares[0]
+    assert encoder / model.of(sizes)[0] == pytest.approx(share, abs=0.035)
+
+
+def test_frames_attend_alone() -> None:
+    table = index_of([Fact("a", t=3, side=4), Fact("b"), Fact("c", t=1, side=8)])
+    assert item_sizes(table, PROFILE, True).frame_squares.tolist() == [3 * 16**2, 0, 64**2]
+    sliced = pa.concat_tables([table, table]).slice(2, 2)
+    assert item_sizes(sliced, PROFILE, True).frame_squares.tolist() == [64**2, 3 * 16**2]
