@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import asdict, replace
@@ -199,7 +200,7 @@ def test_dealing_gives_each_rank_as_many_packs(costs: list[float], ranks: int) -
     hands = deal(costs, ranks)
     assert sorted(pack for hand in hands for pack in hand) == list(range(len(costs)))
     assert {len(hand) for hand in hands} == {len(costs) // ranks}
-    assert all(costs[a] >= costs[b] for hand in hands for a, b in zip(hand, hand[1:], strict=False))
+    assert all(costs[a] >= costs[b] for hand in hands for a, b in itertools.pairwise(hand))
     loads = [sum(costs[p] for p in hand) for hand in hands]
     assert max(loads) - min(loads) <= max(costs) + 1e-6
 
