@@ -24,6 +24,9 @@ FORMATS = frozenset("JPEG MPO PNG WEBP GIF BMP DIB TIFF AVIF JPEG2000 ICO ICNS P
 _ORIENTATION = 0x0112  # EXIF tag
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG", "a PNG image"),
+    (b"GIF8", "a GIF image"),
     (b"%PDF", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "gzip data"),
@@ -125,7 +128,7 @@ def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
         factory, accept = Image.OPEN[name]
         if name not in FORMATS:
             continue
-        claimed = False
+        claimed: bool | str = False
         try:
             claimed = accept is None or accept(data[:16])
             if not claimed or isinstance(claimed, str):  # a string is a regret: "support for … is not installed"
