@@ -59,3 +59,15 @@ class ConfigError(FoveaError):
 
 class InfrastructureError(FoveaError):
     """Weights, network, disk or memory are missing: rows stay pending, the run ends with exit code ≠ 0."""
+
+
+class StepBug(FoveaError):
+    """A step or rule broke its contract: a bug, never bad data. Ends the run.
+
+    step  name in the recipe. uids: the samples it was called with. what: what happened, with the traceback where there is one.
+    """
+
+    def __init__(self, step: str, uids: list[str], what: str) -> None:
+        self.step, self.uids, self.what = step, uids, what
+        shown = ", ".join(uids[:5]) + (f" and {len(uids) - 5} more" if len(uids) > 5 else "")
+        super().__init__(f"a bug in step {step!r} with {len(uids)} samples ({shown}): {what}")
