@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,31 +17,16 @@ from training.stages import PART_NAMES, ModelConfig, TinyShape
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"  # noqa: S105 - the prompt's placeholders, no secrets
+    from training.collate import PackBatch
+
+IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 LOSS_ROWS = 1024  # labelled rows whose logits exist at once: at 151,665 tokens of vocabulary 0.6 GB in fp32
-VISUAL_FIELDS = (
-    "pixel_values",
-    "image_grid_thw",
-    "image_merge_sizes",
-    "pixel_values_videos",
-    "video_grid_thw",
-    "video_merge_sizes",
-    "video_compression_mask",
-)
 _PREFIXES = {
     "model.vision_model.": "vision_encoder",
     "model.projector.": "projector",
     "model.language_model.": "llm",
     "lm_head.": "llm",  # tied to the embeddings or not, it belongs to the language model
 }
-
-
-class TensorBatch(Protocol):
-    """What the model reads of a pack: input_ids, position_ids, labels int64 [1, L] and the visual tensors, each a tensor or None."""
-
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    labels: torch.Tensor
 
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> nn.Module:
@@ -140,7 +125,7 @@ def freeze(model: nn.Module, trained: Iterable[str]) -> None:
 
 
 def parameter_groups(model: nn.Module, rates: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: a part each, with its peak rate under `lr` and `peak`; vectors (biases, norms) are not decayed. No group is empty."""
+    """Optimizer groups: a part each, peak rate under `lr` and `peak`; vectors are not decayed. No group is empty."""
     groups: list[dict[str, Any]] = []
     for part, members in parts(model).items():
         if part not in rates:
@@ -153,25 +138,6 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float], weight_decay:
     return groups
 
 
-def model_inputs(batch: TensorBatch, patch: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Keyword arguments of the model's body. Pixels are cast to `dtype`; attention_mask and cache stay away, or packed items would
-    see each other. A pack without any picture gets one 2×2 block of grey whose single token is masked out: encoder and projector stay in
-    the graph with zero gradient, and no rank waits for gradients that never come.
-    """
-    visual = {name: value.to(device) for name in VISUAL_FIELDS if (value := getattr(batch, name, None)) is not None}
-    if "pixel_values" not in visual and "pixel_values_videos" not in visual:
-        visual = {
-            "pixel_values_videos": torch.zeros(4, 3 * patch * patch, device=device),
-            "video_grid_thw": torch.tensor([[1, 2, 2]], device=device),
-            "video_merge_sizes": torch.tensor([2], device=device),
-            "video_compression_mask": torch.tensor([False], device=device),
-        }
-    for name in ("pixel_values", "pixel_values_videos"):
-        if name in visual:
-            visual[name] = visual[name].to(dtype)
-    return {"input_ids": batch.input_ids.to(device), "position_ids": batch.position_ids.to(device), "use_cache": False, **visual}
-
-
 class PackLoss(nn.Module):
     """The model with the loss of a pack on top: what the optimizer's engine runs. `rows` bounds how many rows of logits exist at once."""
 
@@ -180,12 +146,15 @@ class PackLoss(nn.Module):
         self.model = model
         self.rows = rows
 
-    def forward(self, batch: TensorBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: PackBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(summed cross entropy, float32 scalar with gradient; the same for each labelled token, float32 [labelled], detached)."""
         model: Any = self.model
         first = next(model.parameters())
-        inputs = model_inputs(batch, int(model.config.vision_config.patch_size), first.device, first.dtype)
-        hidden = model.model(**inputs).last_hidden_state[0, :-1]
+        inputs = {name: value.to(first.device) for name, value in batch.model_inputs().items()}
+        for name in inputs.keys() & {"pixel_values", "pixel_values_videos"}:
+            inputs[name] = inputs[name].to(first.dtype)
+        # An attention mask, even of ones, or a cache would let the items of a pack see each other.
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state[0, :-1]
         targets = batch.labels[0, 1:].to(hidden.device)
         labelled = targets != -100
         hidden, targets = hidden[labelled], targets[labelled]
@@ -197,7 +166,7 @@ class PackLoss(nn.Module):
         return tokens.sum(), tokens.detach()
 
 
-def labelled_places(batch: TensorBatch) -> torch.Tensor:
+def labelled_places(batch: PackBatch) -> torch.Tensor:
     """Places in the pack of the tokens that PackLoss scores, in its order: int64 [labelled]."""
     return (batch.labels[0, 1:] != -100).nonzero()[:, 0] + 1
 

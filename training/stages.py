@@ -39,7 +39,7 @@ class TinyShape(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """What stage 1 starts from. preset tiny: random numbers, sizes in `tiny`; preset hf: `path`, a local directory in Hugging Face layout."""
+    """What stage 1 starts from. preset tiny: random numbers, sizes in `tiny`; preset hf: `path`, a local Hugging Face directory."""
 
     model_config = _STRICT
 
@@ -51,16 +51,24 @@ class ModelConfig(BaseModel):
 
 
 class MixtureConfig(BaseModel):
-    """Shares of tasks and, within them, of sources; they need not sum to 1. An empty mapping leaves the dataset's own proportions."""
+    """What a stage is fed, as training.mixture has it. `missing`: what to do with a named task or source that the dataset has no items of.
+
+    tasks, sources  shares on any positive scale; what is not named is left out. Without them: as it comes.
+    where           SQL predicate over the index's columns, applied first.
+    by              shares of items, or of tokens.
+    """
 
     model_config = _STRICT
 
-    tasks: dict[str, PositiveFloat] = Field(default_factory=dict)
-    sources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    tasks: dict[str, PositiveFloat] | None = None
+    sources: dict[str, PositiveFloat] | None = None
+    where: str | None = None
+    by: Literal["items", "tokens"] = "items"
+    missing: Literal["refuse", "leave_out"] = "refuse"
 
     @model_validator(mode="after")
     def _known_tasks(self) -> MixtureConfig:
-        for task in self.tasks:
+        for task in self.tasks or {}:
             if task not in TASKS:
                 raise ValueError(f"unknown task {task!r}{_meant(task, TASKS)}; tasks are {', '.join(TASKS)}")
         return self
@@ -117,7 +125,7 @@ class TrainingConfig(BaseModel):
     held_out_packs: PositiveInt = 64
 
     def stage_digest(self, stage: int) -> str:
-        """Identity of what a stage computes: its block, the model, the seed, and the same of every stage before it; never of how it is run."""
+        """Identity of what a stage computes: its block, the model, the seed, and every stage before it; never how it is run."""
         chain = [self.stages[k].model_dump(mode="json") for k in sorted(self.stages) if k <= stage]
         return digest_of(self.model.model_dump(mode="json"), self.seed, chain)
 

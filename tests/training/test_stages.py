@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training.stages import deepspeed_json, load_training_config
 
 from shards.errors import ConfigError
 from shards.profile import load_profile
+from training.stages import deepspeed_json, load_training_config
 
 MINIMAL = """\
 name: mine

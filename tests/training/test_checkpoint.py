@@ -1,0 +1,128 @@
+"""Checkpoints: killed anywhere and started again, a stage is the one that was never killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shards.errors import ConfigError, InfrastructureError
+from tests.training.hand_train import config
+from training.checkpoint import final_dir, finished, latest_state, stage_dir
+from training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def train(out: Path, *options: str, ranks: int = 1, dies: bool = False) -> None:
+    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.training.hand_train", str(out), *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == (-signal.SIGKILL if dies else 0), done.stderr[-3000:]
+
+
+def losses(out: Path) -> list[tuple[int, float, float]]:
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in read_metrics(out) if r["kind"] == "step"]
+
+
+def ids(out: Path, rank: int = 0) -> list[list]:
+    return [json.loads(line) for line in (out / f"ids-{rank}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody killed: nine steps, into the second pass."""
+    out = tmp_path_factory.mktemp("whole")
+    train(out)
+    return out
+
+
+def test_the_run_itself(whole: Path) -> None:
+    assert [step for step, _, _ in losses(whole)] == list(range(1, 10))
+    assert [step for step, _ in ids(whole)] == list(range(1, 10))
+    assert sorted(p.name for p in stage_dir(whole, 1).iterdir()) == ["final"], "states of a finished stage are of no use"
+
+
+@pytest.mark.parametrize(
+    ("option", "step", "resumes_at"),
+    [("--die-before", 7, 6), ("--die-in-save", 4, 2), ("--die-before", 1, 0)],
+    ids=["between checkpoints, at the second pass", "with a checkpoint half written", "before the first checkpoint"],
+)
+def test_killed_and_started_again_it_sees_the_same_items_and_losses(
+    whole: Path, tmp_path: Path, option: str, step: int, resumes_at: int
+) -> None:
+    train(tmp_path, option, str(step), dies=True)
+    found = latest_state(stage_dir(tmp_path, 1))
+    assert (found[1].step if found else 0) == resumes_at
+    seen = len(ids(tmp_path))
+    train(tmp_path)
+    assert losses(tmp_path) == losses(whole), "in fp32 resuming changes no digit"
+    assert ids(tmp_path)[seen:] == ids(whole)[resumes_at:]
+    ours, theirs = (load_file(final_dir(out, 1) / "model.safetensors") for out in (tmp_path, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_two_ranks_take_the_steps_of_one_and_continue_each_others_checkpoints(whole: Path, tmp_path: Path) -> None:
+    two = tmp_path / "two"
+    train(two, ranks=2)
+    one = losses(whole)
+    assert [step for step, _, _ in losses(two)] == [step for step, _, _ in one]
+    for (_, ours, norm), (_, theirs, their_norm) in zip(losses(two), one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+        assert norm == pytest.approx(their_norm, rel=1e-3)
+    assert [sorted(a[1] + b[1]) for a, b in zip(ids(two, 0), ids(two, 1), strict=True)] == [sorted(i) for _, i in ids(whole)]
+
+    grown = tmp_path / "grown"
+    train(grown, "--die-before", "7", dies=True)
+    train(grown, ranks=2)
+    assert [r[1] for r in losses(grown)] == pytest.approx([r[1] for r in one], rel=1e-5)
+    assert [step for step, _ in ids(grown, 1)] == [7, 8, 9]
+
+
+def test_the_newest_whole_checkpoint_is_found_where_the_pointer_is_behind_or_gone(tmp_path: Path) -> None:
+    state = {
+        "format": "fovea-checkpoint/1",
+        "stage": 1,
+        "epoch": 0,
+        "plan_digest": "p",
+        "window": 0,
+        "plan_step": 1,
+        "stage_digest": "d",
+        "world": 1,
+    }
+    assert latest_state(tmp_path) is None
+    for step in (2, 4):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / f"step-{step:06d}" / "state.json").write_text(json.dumps({**state, "step": step}))
+    (tmp_path / "step-000006").mkdir()
+    assert latest_state(tmp_path)[1].step == 4, "a directory without state.json is no checkpoint"
+    (tmp_path / "latest").write_text("step-000002")
+    assert latest_state(tmp_path)[1].step == 2
+    (tmp_path / "latest").write_text("step-000009")
+    assert latest_state(tmp_path)[1].step == 4
+    (tmp_path / "step-000004" / "state.json").write_text("{")
+    with pytest.raises(InfrastructureError, match="damaged"):
+        latest_state(tmp_path)
+
+
+def test_a_finished_stage_of_another_config_is_refused(whole: Path) -> None:
+    assert finished(whole, 1, config(9).stage_digest(1)) is not None
+    assert finished(whole, 2, "any") is None
+    with pytest.raises(ConfigError, match="another config"):
+        finished(whole, 1, config(10).stage_digest(1))

@@ -1,0 +1,132 @@
+"""The engine on real DeepSpeed: it learns, freezes bit for bit, accumulates exactly, and refuses what is not finite."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from shards.errors import ConfigError
+from tests.training import handmade
+from training.engine import Ranks, StepResult, TrainingStopped, build_engine, rate_factor, start_ranks, task_numbers, train_step
+from training.model import PackLoss, labelled_places, parts
+from training.stages import StageConfig, TrainingConfig
+
+
+def stage(**changes: Any) -> StageConfig:
+    values = {"profile": "tiny", "compress": False, "train": {"vision_encoder": 2e-3, "projector": 2e-3, "llm": 2e-3}, "packs_per_step": 4}
+    return StageConfig.model_validate({**values, "seq_tokens": 64, "pack_patches": 64, **changes})
+
+
+def config(one: StageConfig, **model: Any) -> TrainingConfig:
+    return TrainingConfig.model_validate({"name": "test", "stages": {1: one.model_dump()}, "model": model})
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Ranks:
+    return start_ranks()
+
+
+def run(ranks: Ranks, one: StageConfig, steps: int, packs: int = 4, **model: Any) -> tuple[Any, list[StepResult]]:
+    engine = build_engine(handmade.model(), one, config(one, **model), ranks)
+    batches = handmade.packs(packs)
+    return engine, [train_step(engine, one, batches, step, steps) for step in range(steps)]
+
+
+def test_thirty_steps_on_a_handful_of_packs_are_learnt(ranks: Ranks) -> None:
+    quick = {"vision_encoder": 5e-3, "projector": 5e-3, "llm": 5e-3}
+    _, results = run(ranks, stage(train=quick), 30)
+    assert results[0].loss == pytest.approx(math.log(handmade.VOCABULARY), abs=1.0)
+    assert results[-1].loss < 0.5 * results[0].loss
+    assert set(results[0].loss_by_task) == {"short_caption", "video", "text"}
+    assert (results[0].packs, results[0].samples) == (4, 15)
+    assert results[0].tokens == sum(b.input_ids.shape[1] for b in handmade.packs(4))
+    assert results[0].keep == pytest.approx((6 * 4 + 3 * 5) / (6 * 4 + 3 * 8))
+
+
+def test_frozen_parts_are_the_same_to_the_bit(ranks: Ranks) -> None:
+    before = copy.deepcopy(handmade.model().state_dict())
+    engine, results = run(ranks, stage(train={"vision_encoder": 1e-2, "projector": 1e-2}), 5)
+    after = {part: dict(members) for part, members in parts(engine.module.model).items()}
+    assert all(torch.equal(p, before[name]) for name, p in after["llm"].items())
+    for part in ("vision_encoder", "projector"):
+        assert any(not torch.equal(p, before[name]) for name, p in after[part].items()), part
+    assert results[-1].loss < results[0].loss
+
+
+def test_a_step_is_that_of_plain_pytorch_over_all_its_packs(ranks: Ranks) -> None:
+    one = stage(clip=0.5, weight_decay=0.0)
+    engine, results = run(ranks, one, 3)
+    model = handmade.model()
+    loss_of = PackLoss(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+    batches = handmade.packs(4)
+    labelled = sum(len(labelled_places(b)) for b in batches)
+    for step, result in enumerate(results):
+        optimizer.zero_grad()
+        losses = [loss_of(b)[0] for b in batches]
+        (sum(losses) / labelled).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * rate_factor(step, 3, 0.03, "cosine")
+        optimizer.step()
+        assert result.loss == pytest.approx(float(sum(losses)) / labelled, rel=2e-6)
+        assert result.grad_norm == pytest.approx(float(norm), rel=1e-4)
+    for ours, plain in zip(engine.module.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.data, plain.data, rtol=0, atol=2e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_items_and_without_an_update(ranks: Ranks) -> None:
+    one = stage()
+    engine = build_engine(handmade.model(), one, config(one), ranks)
+    batches = handmade.packs(3)
+    assert batches[1].pixel_values is not None
+    batches[1].pixel_values[0, 0] = float("nan")
+    before = [p.detach().clone() for p in engine.module.parameters()]
+    with pytest.raises(TrainingStopped) as stopped:
+        train_step(engine, one, batches, 7, 10)
+    assert "step 7" in str(stopped.value)
+    assert "image-10/short_caption/0" in str(stopped.value)
+    assert "image-0/" not in str(stopped.value), "only the pack at fault is named"
+    assert all(torch.equal(a, b) for a, b in zip(before, engine.module.parameters(), strict=True))
+
+
+def test_checkpointed_activations_change_no_number(ranks: Ranks) -> None:
+    _, plain = run(ranks, stage(), 2)
+    _, checkpointed = run(ranks, stage(), 2, gradient_checkpointing=True)
+    assert [r.loss for r in plain] == pytest.approx([r.loss for r in checkpointed], rel=1e-6)
+    assert [r.grad_norm for r in plain] == pytest.approx([r.grad_norm for r in checkpointed], rel=1e-4)
+
+
+def test_bf16_trains(ranks: Ranks) -> None:
+    engine, results = run(ranks, stage(), 15, precision="bf16")
+    assert next(engine.module.parameters()).dtype == torch.bfloat16
+    assert results[-1].loss < 0.8 * results[0].loss
+
+
+def test_ranks_that_do_not_divide_a_steps_packs_are_refused() -> None:
+    with pytest.raises(ConfigError, match="3 ranks do not divide"):
+        build_engine(handmade.model(), stage(), config(stage()), Ranks(0, 3))
+
+
+def test_the_schedule_rises_over_the_warm_up_and_ends_near_zero() -> None:
+    factors = [rate_factor(step, 100, 0.03, "cosine") for step in range(100)]
+    assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert max(factors) == 1.0
+    assert factors[3:] == sorted(factors[3:], reverse=True)
+    assert 0 < factors[-1] < 1e-3
+    assert rate_factor(50, 100, 0.0, "constant") == 1.0
+
+
+def test_tokens_are_counted_for_the_task_of_their_item() -> None:
+    pack = handmade.packed([handmade.item("video", 1), handmade.item("text", 2, length=2)])
+    numbers = task_numbers(pack)[labelled_places(pack)].tolist()
+    from shards.items import TASKS
+
+    assert [TASKS[n] for n in numbers] == ["video"] * 7 + ["text"] * 3
+    with pytest.raises(AssertionError, match="restart 2 times"):
+        task_numbers(replace(pack, items=pack.items[:1]))

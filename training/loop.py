@@ -1,0 +1,106 @@
+"""One stage: packs in, steps taken, checkpoints and numbers out. Where the packs come from is the feed's affair."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import nn
+
+from shards.errors import ConfigError
+from training.checkpoint import TrainState, latest_state, load_state, make_universal, save_state, stage_dir
+from training.engine import Ranks, build_engine, train_step
+from training.metrics import Metrics
+from training.stages import StageConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from training.loader import LoadedStep
+    from training.plan import Cursor
+
+log = logging.getLogger("fovea")
+
+
+class Feed(Protocol):
+    """The data of a stage: passes (epochs, from 0) of planned steps, each this rank's packs of it."""
+
+    def steps(self, epoch: int) -> int:
+        """Optimizer steps of that pass."""
+
+    def start(self, epoch: int) -> Cursor:
+        """The cursor at its first step."""
+
+    def run(self, epoch: int, cursor: Cursor) -> Iterator[LoadedStep]:
+        """Its steps from `cursor` on. Raises ConfigError for a cursor of another plan."""
+
+
+def run_stage(model: nn.Module, number: int, config: TrainingConfig, feed: Feed, out: Path, ranks: Ranks, metrics: Metrics) -> int:
+    """Trains `model` through stage `number` of `config`, from the newest checkpoint under `out` if there is one. Returns its steps.
+
+    Every `config.checkpoint_steps` steps a checkpoint is written: a process that is killed anywhere and started again sees the same packs.
+    Raises ConfigError for a checkpoint of another config or plan, TrainingStopped for a loss that is not finite.
+    """
+    stage, folder = config.stages[number], stage_dir(out, number)
+    digest = config.stage_digest(number)
+    total = stage.steps if stage.steps is not None else sum(feed.steps(epoch) for epoch in range(stage.epochs))
+    found = latest_state(folder)
+    if found is not None:
+        _refuse_other(found, digest)
+    resized = found is not None and found[1].world != ranks.world
+    torch.manual_seed(config.seed + number)
+    engine = build_engine(model, stage, config, ranks, universal=resized)
+    done, first_epoch, cursor = 0, 0, feed.start(0)
+    if found is not None:
+        path, state = found
+        if resized:
+            make_universal(path, ranks)
+        load_state(engine, path, state, ranks)
+        done, first_epoch, cursor = state.step, state.epoch, _cursor(state)
+        log.info("stage %d continues at step %d of %d (%s)", number, done, total, path)
+    metrics.forget_after(number, done)
+    waited = time.perf_counter()
+    for epoch, loaded in islice(_passes(feed, stage, first_epoch, cursor), total - done):
+        wait = time.perf_counter() - waited
+        result = train_step(engine, stage, loaded.batches, done, total)
+        done += 1
+        fill = result.tokens / (result.packs * stage.seq_tokens)
+        metrics.write({"kind": "step", "stage": number, "step": done, **asdict(result), "fill": fill, "wait": wait})
+        log.info("stage %d step %d/%d loss %.4f", number, done, total, result.loss)
+        if done % config.checkpoint_steps == 0 and done < total:
+            save_state(engine, folder, _state(number, done, epoch, loaded.cursor_after, digest, ranks), config.keep_checkpoints, ranks)
+        waited = time.perf_counter()
+    engine.destroy()
+    return done
+
+
+def _passes(feed: Feed, stage: StageConfig, epoch: int, cursor: Cursor) -> Iterator[tuple[int, LoadedStep]]:
+    """(epoch, step) from the cursor on: through `epochs` passes, or without end where the number of steps is given."""
+    while stage.steps is not None or epoch < stage.epochs:
+        for loaded in feed.run(epoch, cursor):
+            yield epoch, loaded
+        epoch += 1
+        cursor = feed.start(epoch)
+
+
+def _refuse_other(found: tuple[Path, TrainState], digest: str) -> None:
+    path, state = found
+    if state.stage_digest != digest:
+        raise ConfigError(
+            f"{path}: written under another config of this stage or of one before it; restore that config to continue, "
+            f"or give another output directory, or delete {path.parent} to start the stage again"
+        )
+
+
+def _cursor(state: TrainState) -> Cursor:
+    from training.plan import Cursor
+
+    return Cursor(state.plan_digest, state.window, state.plan_step)
+
+
+def _state(stage: int, step: int, epoch: int, cursor: Cursor, digest: str, ranks: Ranks) -> TrainState:
+    return TrainState(stage, step, epoch, cursor.plan_digest, cursor.window, cursor.step, digest, ranks.world)
