@@ -17,6 +17,7 @@ from shards.video import sample_frames
 _IMAGE = frozenset({"image"})
 _VIDEO = frozenset({"video"})
 _HASH_SIDE, _GREY_SIDE = 8, 32
+_DECIMALS = 6  # of values up to 2·10⁶; the noise is below 10⁻⁸
 _VIDEO_FRAMES = 8  # decoded of a video, spread from its first to its last second
 _THUMBNAIL = 32
 
@@ -48,6 +49,7 @@ def phash(pixels: np.ndarray) -> int:
     grey = Image.fromarray(pixels).convert("L").resize((_GREY_SIDE, _GREY_SIDE), Image.Resampling.LANCZOS)
     matrix = _dct_matrix()
     low = (matrix @ np.asarray(grey, dtype=np.float64) @ matrix.T)[:_HASH_SIDE, :_HASH_SIDE]
+    low = low.round(_DECIMALS)  # a plain surface has zeros there: the noise of one machine's arithmetic must not become bits
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
