@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ def save_state(engine: Any, folder: Path, state: TrainState, keep: int, ranks: R
     if ranks.rank == 0:
         (scratch / "state.json").write_text(json.dumps({"format": CHECKPOINT_FORMAT, **asdict(state)}, indent=1), "utf-8")
         _publish(scratch, target)
-        _replace_text(folder / "latest", target.name)
+        replace_text(folder / "latest", target.name)
         for old in _saved(folder)[:-keep]:
             shutil.rmtree(old)
     torch.distributed.barrier()
@@ -137,10 +137,10 @@ def make_universal(path: Path, ranks: Ranks) -> None:
     torch.distributed.barrier()
 
 
-def save_final(model: nn.Module, out: Path, stage: int, facts: Mapping[str, Any], ranks: Ranks) -> Path:
+def save_final(model: nn.Module, out: Path, stage: int, facts: Mapping[str, Any], ranks: Ranks, beside: Sequence[Path] = ()) -> Path:
     """The plain weights of a finished stage (safetensors, Hugging Face layout) with `facts` in fovea.json; its states are deleted.
 
-    Plain, because an optimizer's state does not load into a stage that trains other parts.
+    Plain, because an optimizer's state does not load into a stage that trains other parts. The files `beside` (the tokenizer) are copied.
     """
     import torch
 
@@ -149,6 +149,8 @@ def save_final(model: nn.Module, out: Path, stage: int, facts: Mapping[str, Any]
         scratch = target.with_name(".final.tmp")
         shutil.rmtree(scratch, ignore_errors=True)
         model.save_pretrained(scratch, safe_serialization=True)  # type: ignore[operator]
+        for path in beside:
+            shutil.copyfile(path, scratch / path.name)
         (scratch / "fovea.json").write_text(json.dumps(dict(facts), indent=1), "utf-8")
         _publish(scratch, target)
         for old in _saved(target.parent):
@@ -186,7 +188,8 @@ def _publish(scratch: Path, target: Path) -> None:
     _sync_folder(target.parent)
 
 
-def _replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """The file has its old content or the new one, whole and on disk."""
     scratch = path.with_name(f".{path.name}.tmp")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)

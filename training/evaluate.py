@@ -6,7 +6,8 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +16,11 @@ from training.engine import Tally
 from training.model import PackLoss
 
 if TYPE_CHECKING:
+    from shards.profile import Profile
+    from shards.reader import Dataset
     from training.collate import PackBatch
+    from training.engine import Ranks
+    from training.stages import StageConfig
 
 log = logging.getLogger("fovea")
 
@@ -47,3 +52,25 @@ def held_out_loss(model: nn.Module, batches: Iterable[PackBatch]) -> HeldOut:
     if totals.labelled and not math.isfinite(totals.loss):
         log.warning("the held-out loss is not finite (%s)", totals.loss)
     return HeldOut(totals.loss if totals.labelled else math.nan, totals.by_task, totals.labelled, totals.samples)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    tokenizer: Any,
+    profile: Profile,
+    stage: StageConfig,
+    split: str,
+    packs: int,
+    ranks: Ranks,
+    workers: int = 1,
+) -> HeldOut:
+    """Held-out loss over (about) the first `packs` packs of a fixed plan of `split`: all its items as they come, under the stage's budgets
+    and compression. The plan's seed is 0 and its pass 0, whatever training uses. Raises ShardError where the dataset has no such split.
+    """
+    from training.feed import DatasetFeed, plan_config
+    from training.mixture import Mixture
+
+    feed = DatasetFeed(dataset, split, Mixture(), plan_config(stage, 0), profile, tokenizer, ranks, workers)
+    steps = islice(feed.run(0, feed.start(0)), math.ceil(packs / stage.packs_per_step))
+    return held_out_loss(model, (batch for step in steps for batch in step.batches))

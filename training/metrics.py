@@ -12,8 +12,9 @@ class Metrics:
     """Writes `folder`/metrics.jsonl and `folder`/tensorboard/stage<k>; only the rank that is `active` writes.
 
     A step: kind "step", stage, step (from 1), loss, loss_by_task, rates, grad_norm, tokens, labelled, samples (items), packs, fill, keep,
-    seconds, wait. Losses in nats a labelled token; `fill` tokens over the packs' budget, `keep` kept over all visual tokens, `seconds` of the
-    step without waiting for data, `wait` seconds of waiting. An evaluation: kind "held_out", stage, step, loss, loss_by_task, labelled, items.
+    seconds, wait. Losses in nats a labelled token; `fill`: tokens over the packs' budget, `keep`: kept over all visual tokens, `seconds`
+    of the step without waiting for data, `wait`: seconds of waiting. An evaluation: kind "held_out", stage, step, loss, loss_by_task,
+    labelled, items.
     """
 
     def __init__(self, folder: Path, active: bool) -> None:

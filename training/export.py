@@ -1,0 +1,92 @@
+"""A directory that transformers loads by itself: weights, tokenizer and processor set to what the model was trained on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.chat import load_tokenizer
+from shards.errors import ConfigError, InfrastructureError
+
+log = logging.getLogger("fovea")
+
+_PROCESSOR_THRESHOLD = 0.05  # grey levels; fixed in transformers' video processor (0.1 on pixels normalised with std 0.5)
+_WEIGHTS = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+
+# The prompt of shards.chat, in transformers' terms: its processor writes a frame's time and its kept tokens where the placeholders stand.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|image_pad|>\n"
+    "{% elif part['type'] == 'video' %}<|video_pad|>\n"
+    "{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def export(checkpoint: str | Path, out: str | Path) -> Path:
+    """Writes `out` from the weights of a finished stage (`…/checkpoints/stage<k>/final`). Returns `out`.
+
+    `VideoLlama3ForConditionalGeneration.from_pretrained(out)` and `AutoProcessor.from_pretrained(out)` then load it, without this project.
+    The processor's budget is that of a single picture or clip; its resizing is transformers' own and differs by a grey level or two.
+    Raises ConfigError where `out` is in the way and InfrastructureError where `checkpoint` is no finished stage.
+    """
+    source, target = Path(checkpoint), Path(out)
+    note = source / "fovea.json"
+    if not note.is_file():
+        raise InfrastructureError(f"{source}: no finished stage (there is no fovea.json); give …/checkpoints/stage<k>/final")
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is not empty; give a new directory")
+    facts = json.loads(note.read_text("utf-8"))
+    scratch = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name in _WEIGHTS or path.suffix == ".safetensors":
+            shutil.copyfile(path, scratch / path.name)
+    processor(source, facts["profile"], facts["compress"]).save_pretrained(scratch)
+    (scratch / "fovea.json").write_text(json.dumps(facts, indent=1), "utf-8")
+    if target.exists():
+        target.rmdir()
+    scratch.rename(target)
+    return target
+
+
+def processor(tokenizer_dir: Path, profile: Mapping[str, Any], compress: bool) -> Any:
+    """transformers' VideoLlama3Processor with the budgets, merge sizes, frame rate and compression of a measure profile."""
+    from transformers import VideoLlama3ImageProcessor, VideoLlama3Processor, VideoLlama3VideoProcessor
+
+    if compress and profile["threshold"] != _PROCESSOR_THRESHOLD:
+        log.warning(
+            "trained at a compression threshold of %s grey levels, but transformers' processor always uses %s: its masks differ",
+            profile["threshold"],
+            _PROCESSOR_THRESHOLD,
+        )
+
+    def pixels(tokens: int, merge: int) -> int:
+        return int(tokens * (profile["patch"] * merge) ** 2)
+
+    def size(merge: int) -> dict[str, int]:
+        return {"shortest_edge": pixels(profile["min_visual_tokens"], merge), "longest_edge": pixels(profile["max_visual_tokens"], merge)}
+
+    image = VideoLlama3ImageProcessor(size=size(profile["image_merge"]), patch_size=profile["patch"], merge_size=profile["image_merge"])
+    video = VideoLlama3VideoProcessor(
+        size=size(profile["video_merge"]),
+        patch_size=profile["patch"],
+        merge_size=profile["video_merge"],
+        fps=profile["fps"],
+        max_frames=profile["max_frames"],
+        min_frames=1,
+        do_sample_frames=True,
+        use_token_compression=compress,
+    )
+    return VideoLlama3Processor(image, load_tokenizer(tokenizer_dir), video, chat_template=CHAT_TEMPLATE)

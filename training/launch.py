@@ -1,0 +1,243 @@
+"""Runs the stages in order: in one process, or in each of torchrun's. Safe to repeat; torch is imported when there is work."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shards.chat import load_tokenizer, tokenizer_digest
+from shards.errors import ConfigError
+from shards.profile import Profile, load_profile
+from training.checkpoint import final_dir, finished, latest_state, replace_text, stage_dir
+from training.stages import TrainingConfig, load_training_config
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shards.reader import Dataset
+    from training.engine import Ranks
+    from training.evaluate import HeldOut
+    from training.feed import DatasetFeed
+    from training.metrics import Metrics
+
+log = logging.getLogger("fovea")
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What a stage came to. before, after: held-out loss, nats a labelled token; None without held-out items. done_before: nothing was
+    left to do."""
+
+    stage: int
+    steps: int
+    before: float | None
+    after: float | None
+    after_by_task: dict[str, float]
+    weights: Path
+    done_before: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    stages: tuple[StageReport, ...]
+
+    @property
+    def weights(self) -> Path:
+        """The plain weights of the last stage."""
+        return self.stages[-1].weights
+
+
+def train(
+    config: TrainingConfig | str | Path,
+    dataset: str | None,
+    out_dir: str | Path,
+    *,
+    tokenizer: str | None = None,
+    stages: Sequence[int] | None = None,
+    resume: bool = True,
+) -> TrainReport:
+    """Trains the stages of `config` (all, or those named) that are not finished under `out_dir`, each from the weights of the one before.
+
+    dataset    folder or URL; default config.dataset. tokenizer: directory; default config.tokenizer.
+    resume     continue from checkpoints; False refuses to start where a stage has some.
+    Under torchrun every rank calls this alike. Writes checkpoints/stage<k>/, metrics.jsonl, tensorboard/ and skipped.jsonl under `out_dir`.
+    Raises ConfigError, ProfileError, ShardError, InfrastructureError and training.engine.TrainingStopped, all with what to do.
+    """
+    settings = config if isinstance(config, TrainingConfig) else load_training_config(config)
+    out = Path(out_dir)
+    chosen = _chosen(settings, stages)
+    reports = {k: _as_report(out, k, facts) for k in chosen if (facts := finished(out, k, settings.stage_digest(k))) is not None}
+    if len(reports) < len(chosen):
+        work = _Work.prepare(settings, dataset, tokenizer, out)
+        for number in chosen:
+            if number not in reports:
+                if not resume and latest_state(stage_dir(out, number)) is not None:
+                    raise ConfigError(f"{stage_dir(out, number)} has checkpoints; resume, or give another output directory, or delete it")
+                reports[number] = work.train_stage(number)
+        work.metrics.close()
+    else:
+        log.info("all is done: stages %s under %s", ", ".join(map(str, chosen)), out)
+    return TrainReport(tuple(reports[number] for number in chosen))
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What all stages share."""
+
+    config: TrainingConfig
+    out: Path
+    dataset: Dataset
+    tokenizer: Any
+    tokenizer_dir: Path
+    ranks: Ranks
+    metrics: Metrics
+
+    @staticmethod
+    def prepare(config: TrainingConfig, dataset: str | None, tokenizer: str | None, out: Path) -> _Work:
+        where, words = dataset or config.dataset, tokenizer or config.tokenizer
+        if where is None:
+            raise ConfigError(f"{config.name}: no dataset; name its folder on the command line, or set `dataset:` in the config")
+        if words is None:
+            raise ConfigError(f"{config.name}: no tokenizer; name its directory on the command line, or set `tokenizer:` in the config")
+        from shards.reader import Dataset
+        from training.engine import start_ranks
+        from training.metrics import Metrics
+
+        opened = Dataset.open(where)
+        ranks = start_ranks()
+        out.mkdir(parents=True, exist_ok=True)
+        return _Work(config, out, opened, load_tokenizer(Path(words)), Path(words), ranks, Metrics(out, ranks.rank == 0))
+
+    def train_stage(self, number: int) -> StageReport:
+        from training.checkpoint import save_final
+        from training.loop import run_stage
+
+        stage = self.config.stages[number]
+        profile = load_profile(stage.profile, tokenizer_digest(self.tokenizer_dir))
+        model = self._starting_model(number)
+        feed = self._feed(number, profile, model)
+        log.info("stage %d: %d steps a pass over %s", number, feed.steps(0), self.dataset.manifest.version)
+        before = self._before(number, model, profile)
+        steps = run_stage(model, number, self.config, feed, self.out, self.ranks, self.metrics)
+        after = self._held_out(number, model, profile)
+        self._write(number, steps, after)
+        facts = {
+            "name": self.config.name,
+            "stage": number,
+            "stage_digest": self.config.stage_digest(number),
+            "steps": steps,
+            "dataset": self.dataset.manifest.version,
+            "profile": asdict(profile),
+            "compress": stage.compress,
+            "before": before,
+            "after": None if after is None else asdict(after),
+        }
+        save_final(model, self.out, number, facts, self.ranks, beside=tokenizer_files(self.tokenizer_dir))
+        return _as_report(self.out, number, facts, done_before=False)
+
+    def _starting_model(self, number: int) -> nn.Module:
+        from training.model import build_model, from_hf
+
+        earlier = [k for k in self.config.stages if k < number]
+        if not earlier:
+            model = build_model(self.config.model, self.tokenizer, self.config.seed)
+        elif finished(self.out, max(earlier), self.config.stage_digest(max(earlier))) is not None:
+            model = from_hf(final_dir(self.out, max(earlier)))
+        else:
+            raise ConfigError(f"stage {number} starts from the weights of stage {max(earlier)}, which is not finished under {self.out}")
+        return _placed(model, self.config)
+
+    def _feed(self, number: int, profile: Profile, model: Any) -> DatasetFeed:
+        from training.cost import cost_model
+        from training.feed import TRAIN_SPLIT, DatasetFeed, mixture_of, plan_config
+
+        stage = self.config.stages[number]
+        cost = cost_model(
+            model.config,
+            train_vision="vision_encoder" in stage.train,
+            train_llm="llm" in stage.train,
+            checkpointing=self.config.model.gradient_checkpointing,
+        )
+        return DatasetFeed(
+            self.dataset,
+            TRAIN_SPLIT,
+            mixture_of(stage.mixture, self.dataset.index(columns=["task", "source"], split=TRAIN_SPLIT)),
+            plan_config(stage, self.config.seed),
+            profile,
+            self.tokenizer,
+            self.ranks,
+            workers=self.config.workers,
+            cost=cost,
+            stage=number,
+            skips=self.out / "skipped.jsonl",
+        )
+
+    def _before(self, number: int, model: nn.Module, profile: Profile) -> float | None:
+        """Held-out loss at the start of the stage; noted, for a stage that is continued has it no more."""
+        note = stage_dir(self.out, number) / "before.json"
+        if latest_state(stage_dir(self.out, number)) is not None and note.is_file():
+            value: float | None = json.loads(note.read_text("utf-8"))["loss"]
+            return value
+        held_out = self._held_out(number, model, profile)
+        self._write(number, 0, held_out)
+        loss = None if held_out is None else held_out.loss
+        if self.ranks.rank == 0:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(note, json.dumps({"loss": loss}))
+        return loss
+
+    def _held_out(self, number: int, model: nn.Module, profile: Profile) -> HeldOut | None:
+        from training.evaluate import evaluate
+
+        stage, config = self.config.stages[number], self.config
+        if not self.dataset.manifest.splits.get(config.held_out, {}).get("items"):
+            log.warning("the dataset has no items in split %r: no loss is measured on unseen items", config.held_out)
+            return None
+        held_out = evaluate(model, self.dataset, self.tokenizer, profile, stage, config.held_out, config.held_out_packs, self.ranks)
+        log.info("stage %d held-out loss %.4f", number, held_out.loss)
+        return held_out if held_out.labelled else None
+
+    def _write(self, number: int, step: int, held_out: HeldOut | None) -> None:
+        if held_out is not None and math.isfinite(held_out.loss):
+            self.metrics.write({"kind": "held_out", "stage": number, "step": step, **asdict(held_out)})
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer's directory that are kept beside weights."""
+    return sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".jinja") and p.is_file() and p.name != "config.json")
+
+
+def _chosen(config: TrainingConfig, stages: Sequence[int] | None) -> list[int]:
+    wanted = sorted(config.stages if stages is None else set(stages))
+    unknown = [k for k in wanted if k not in config.stages]
+    if unknown or not wanted:
+        raise ConfigError(f"{config.name}: no stage {', '.join(map(str, unknown))}; it has {', '.join(map(str, sorted(config.stages)))}")
+    return wanted
+
+
+def _placed(model: nn.Module, config: TrainingConfig) -> nn.Module:
+    """On this rank's device and in the precision of training, so that losses before and after are of one kind."""
+    import os
+
+    import torch
+
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    return model.to(device=device, dtype=torch.bfloat16 if config.model.precision == "bf16" else torch.float32)
+
+
+def _as_report(out: Path, number: int, facts: dict[str, Any], done_before: bool = True) -> StageReport:
+    after = facts["after"] or {}
+    return StageReport(
+        stage=number,
+        steps=facts["steps"],
+        before=facts["before"],
+        after=after.get("loss"),
+        after_by_task=after.get("loss_by_task", {}),
+        weights=final_dir(out, number),
+        done_before=done_before,
+    )
