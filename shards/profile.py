@@ -27,6 +27,9 @@ class Profile:
     threshold          DiffFP: a block is kept where its mean absolute difference to the previous sampled frame exceeds it, in grey
                        levels of 255 (0.05 is the paper's 0.1 on pixels normalised with std 0.5).
     report_thresholds  further thresholds for which the keep ratio is stored.
+    max_text_tokens    an item with more tokens outside its media is refused (LimitError) when measured.
+
+    Raises ProfileError for values that no measure could be taken with.
     """
 
     name: str
@@ -42,6 +45,18 @@ class Profile:
     report_thresholds: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     max_text_tokens: int = 16_384
     preprocess: int = field(default=PREPROCESS_VERSION)
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "image_merge", "video_merge", "max_visual_tokens", "min_visual_tokens", "max_frames", "max_text_tokens"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ProfileError(f"profile {self.name!r}: {name} must be a whole number of at least 1, not {value!r}")
+        for name in ("fps", "threshold"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < float("inf") or (name == "fps" and value == 0):
+                raise ProfileError(f"profile {self.name!r}: {name} must be a positive number, not {value!r}")
+            object.__setattr__(self, name, float(value))  # 1 and 1.0 are one profile, so they must digest alike
+        object.__setattr__(self, "report_thresholds", tuple(float(value) for value in self.report_thresholds))
 
     @property
     def digest(self) -> str:
@@ -66,7 +81,5 @@ def load_profile(name_or_path: str, tokenizer_digest: str) -> Profile:
     unknown = set(values) - set(Profile.__slots__)
     if unknown:
         raise ProfileError(f"{where}: unknown keys {sorted(unknown)}; a profile has {sorted(set(Profile.__slots__))}")
-    if "report_thresholds" in values:
-        values["report_thresholds"] = tuple(float(v) for v in values["report_thresholds"])
     values.setdefault("name", path.stem)
     return replace(Profile(name="", tokenizer=tokenizer_digest), **{k: v for k, v in values.items() if k != "tokenizer"})

@@ -1,0 +1,169 @@
+"""Items as tokens: Qwen2.5's ChatML with a placeholder for every kept visual token, and the labels a trainer learns from.
+
+Form (VideoLLaMA3's processor): `<|im_start|>role\\n…<|im_end|>\\n` for each message, no system prompt of its own. A medium is its
+placeholders and a line break (one only, if the text after it brings its own); a video writes `Time 0.0s:` before each frame's
+placeholders and `,` between frames. Labels are the assistant's text and its `<|im_end|>`; everything else is -100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from shards.errors import SampleError
+from shards.items import Item, Message
+from shards.tokenizer import END, IMAGE, SPECIALS, START, VIDEO, load_tokenizer, special_id, text_only, tokenizer_digest, train_tokenizer
+
+__all__ = [
+    "IGNORED",
+    "SPECIALS",
+    "EncodedItem",
+    "MediumTokens",
+    "count_item",
+    "encode_item",
+    "load_tokenizer",
+    "render_item",
+    "tokenizer_digest",
+    "train_tokenizer",
+]
+
+IGNORED = -100
+_TEXT_TOKENIZERS: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class MediumTokens:
+    """The visual tokens of one medium part: how many are kept of each frame (an image has one), and the frames' seconds (video only)."""
+
+    kind: Literal["image", "video"]
+    per_frame_kept: Sequence[int]
+    times: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedItem:
+    """input_ids, labels int64 (L); visual bool (L): the placeholders, in the order of the media. labels stand under their own token
+    (the model shifts them)."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    visual: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Text to encode, or one special token repeated."""
+
+    text: str = ""
+    special: str = ""
+    repeat: int = 1
+    labelled: bool = False
+
+
+def encode_item(item: Item, tokenizer: Any, media: Sequence[MediumTokens]) -> EncodedItem:
+    """`media`: one for each medium part, in the order of the messages. `tokenizer` of `shards.tokenizer.load_tokenizer`.
+
+    Texts never become special tokens, whatever they spell. A message is encoded as one string between its special tokens, as a processor
+    that sees the whole prompt would; only the assistant's text begins anew after its header, as it does when it is generated.
+    Raises SampleError for text that is no Unicode and for streaming items (their messages have no form here yet), ValueError if `media`
+    are not those of the item.
+    """
+    text = _text_tokenizer(tokenizer)
+    ids: list[int] = []
+    labelled: list[bool] = []
+    visual: list[bool] = []
+    for piece in _pieces(item, media):
+        new = [special_id(tokenizer, piece.special)] * piece.repeat if piece.special else _encode(text, piece.text, item)
+        ids += new
+        labelled += [piece.labelled] * len(new)
+        visual += [piece.special in (IMAGE, VIDEO)] * len(new)
+    input_ids = np.array(ids, dtype=np.int64)
+    return EncodedItem(input_ids, np.where(labelled, input_ids, IGNORED), np.array(visual, dtype=bool))
+
+
+def count_item(item: Item, tokenizer: Any, media: Sequence[MediumTokens]) -> tuple[int, int]:
+    """(text tokens, labelled tokens): the tokens of `encode_item` without placeholders, and those with a label."""
+    encoded = encode_item(item, tokenizer, media)
+    return int((~encoded.visual).sum()), int((encoded.labels != IGNORED).sum())
+
+
+def render_item(item: Item, media: Sequence[MediumTokens]) -> str:
+    """The same as one string, for people and for comparison. Not for encoding: there a text could spell a special token."""
+    return "".join(piece.special * piece.repeat if piece.special else piece.text for piece in _pieces(item, media))
+
+
+def _pieces(item: Item, media: Sequence[MediumTokens]) -> Iterator[_Piece]:
+    if item.task == "streaming":
+        raise SampleError("streaming items cannot be encoded: the stream message of each frame has no form here yet")
+    parts = [part for message in item.messages for part in message.content if part.type != "text"]
+    if [part.type for part in parts] != [medium.kind for medium in media]:
+        raise ValueError(f"the item's media are {[p.type for p in parts]}, given were {[m.kind for m in media]}")
+    waiting = iter(media)
+    for message in item.messages:
+        yield _Piece(special=START)
+        answer = message.role == "assistant"
+        if answer:
+            yield _Piece(text="assistant\n")
+        yield from _joined(_content(message, waiting), "" if answer else f"{message.role}\n", answer)
+        yield _Piece(special=END, labelled=answer)
+        yield _Piece(text="\n")
+
+
+def _content(message: Message, waiting: Iterator[MediumTokens]) -> Iterator[_Piece]:
+    open_line = False  # a medium's line break is still to come
+    for part in message.content:
+        if part.type == "text":
+            if part.text:
+                yield _Piece(text="\n" + part.text if open_line and not part.text.startswith("\n") else part.text)
+                open_line = False
+            continue
+        if open_line:
+            yield _Piece(text="\n")
+        yield from _placeholders(next(waiting))
+        open_line = True
+    if open_line:
+        yield _Piece(text="\n")
+
+
+def _placeholders(medium: MediumTokens) -> Iterator[_Piece]:
+    if medium.kind == "image":
+        yield _Piece(special=IMAGE, repeat=sum(medium.per_frame_kept))
+        return
+    for index, (kept, seconds) in enumerate(zip(medium.per_frame_kept, medium.times, strict=True)):
+        yield _Piece(text=f"{',' if index else ''}Time {seconds:.1f}s:")
+        yield _Piece(special=VIDEO, repeat=kept)
+
+
+def _joined(pieces: Iterator[_Piece], head: str, labelled: bool) -> Iterator[_Piece]:
+    """Neighbouring texts as one, `head` before them; placeholders are never labelled."""
+    text = head
+    for piece in pieces:
+        if not piece.special:
+            text += piece.text
+            continue
+        if text:
+            yield _Piece(text=text, labelled=labelled)
+        yield piece
+        text = ""
+    if text:
+        yield _Piece(text=text, labelled=labelled)
+
+
+def _encode(text: Tokenizer, string: str, item: Item) -> list[int]:
+    try:
+        string.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SampleError(f"a text of item {item.task}/{item.n} is no valid Unicode: {error.reason} at character {error.start}") from error
+    return text.encode(string, add_special_tokens=False).ids
+
+
+def _text_tokenizer(tokenizer: Any) -> Tokenizer:
+    found = _TEXT_TOKENIZERS.get(tokenizer)
+    if found is None:
+        found = _TEXT_TOKENIZERS[tokenizer] = text_only(tokenizer)
+    return found
