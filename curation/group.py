@@ -137,18 +137,22 @@ class GroupRunner:
 
     def _bury(self, job: pa.Table, crash: Crash) -> Chunk:
         """The results of a sample that kills its child: what the steps before the deadly one say, then the error row of that step."""
-        stop = crash.moment.step
-        while stop >= 0:
-            if isinstance(call := self._program[stop], RuleCall):
-                raise StepBug(call.name, job["uid"].to_pylist(), f"the rule killed its process twice: {crash.reason}")
+        stop, found = crash.moment.step, None
+        while True:
+            if stop < 0 and found is None:  # not even its bytes can be read without harm
+                job, found, stop = self._unreadable(job)
+            call = self._program[stop]
+            if stop < 0 or isinstance(call, RuleCall):
+                what = f"killed its process with this sample alone: {crash.reason}"
+                raise StepBug(call.name if stop >= 0 else "none: the runner itself", job["uid"].to_pylist(), what)
             try:
                 chunk = self._ask(job, stop)
                 break
             except Crash as another:
                 self._crashes += 1
                 crash, stop = another, another.moment.step if another.moment.step < stop else -1
-        else:  # not even its bytes can be read without harm
-            chunk, stop = self._unreadable(job)
+        if found is not None:
+            chunk.contents = found
         if chunk.onward is None or not len(chunk.onward):
             return chunk
         survivor = chunk.onward.to_pylist()[0]
@@ -160,18 +164,22 @@ class GroupRunner:
         chunk.onward = chunk.onward.slice(0, 0)
         return chunk
 
-    def _unreadable(self, job: pa.Table) -> tuple[Chunk, int]:
+    def _unreadable(self, job: pa.Table) -> tuple[pa.Table, pa.Table, int]:
+        """The job with a content of last resort (so that nobody reads its media again), its contents row, the step that gets the error."""
         row = job.to_pylist()[0]
         content = f"{UNREADABLE}{row['media_stamp']}"
         found = {"uid": row["uid"], "stamp": row["media_stamp"], "content": content, "sha256": [None] * len(row["media"])}
         kinds = {medium["kind"] for medium in row["media"]}
         stop = next(
-            place
-            for place, step in self._steps.items()
-            if "media" in step.call.roots and kinds & step.step.applies and step.call.digest not in (row["have"] or ())
+            (
+                place
+                for place, step in self._steps.items()
+                if "media" in step.call.roots and kinds & step.step.applies and step.call.digest not in (row["have"] or ())
+            ),
+            -1,
         )
-        onward = job.set_column(job.schema.get_field_index("content"), "content", pa.array([content], pa.string()))
-        return Chunk(contents=pa.Table.from_pylist([found], schema=CONTENTS_SCHEMA), onward=onward), stop
+        job = job.set_column(job.schema.get_field_index("content"), "content", pa.array([content], pa.string()))
+        return job, pa.Table.from_pylist([found], schema=CONTENTS_SCHEMA), stop
 
     def _blame(self, crash: Crash) -> str:
         place = crash.moment.step

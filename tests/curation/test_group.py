@@ -25,7 +25,9 @@ from shards.media import Limits
 from shards.sample import Texts, content_fingerprint, uid_of
 from tests.curation.units import call, picture_unit, pictures, reference, row, unit
 
-COUNTING, WORDS, SEGFAULT, HANG, HOG, BUGGY = (f"tests.steps.{name}" for name in ("counting", "words", "segfault", "hang", "hog", "buggy"))
+STEPS = "tests.steps."
+COUNTING, WORDS, DEADLY_READER = STEPS + "counting", STEPS + "words", STEPS + "deadly_reader"
+SEGFAULT, HANG, HOG, BUGGY = STEPS + "segfault", STEPS + "hang", STEPS + "hog", STEPS + "buggy"
 LIMITS = Limits()
 
 
@@ -278,6 +280,30 @@ def test_several_media_and_mixed_kinds(tmp_path: Path) -> None:
     assert failed[uid_of("test", "mixed")].endswith("[medium 0]")
     assert result.onward["width"].to_pylist() == [[40, 40], [40]]
     assert result.onward["kind"].to_pylist() == ["image", "image"]
+
+
+def test_a_sample_whose_bytes_kill_the_reader(tmp_path: Path) -> None:
+    """Its content can never be known; the row has a fingerprint all the same, and the steps before it have theirs."""
+    paths = pictures(tmp_path, 5)
+    paths[2] = paths[2].rename(tmp_path / "deadly.png")
+    batch = picture_unit(paths)
+    words, reader = call(WORDS), call(DEADLY_READER)
+    for known in ([], ["0123456789abcdef"]):
+        batch = unit([{**line, "known": known if line["key"] == "deadly.png" else []} for line in batch.to_pylist()])
+        result = run([words, reader, call(COUNTING)], batch)
+        rows = result.rows[reader.digest].to_pylist()
+        stamp = batch["media_stamp"][2].as_py()
+        assert rows[2]["fp"] == f"stamp:{stamp}"
+        assert rows[2]["error"].startswith("crash: signal 11 (SIGSEGV)")
+        assert result.contents.to_pylist()[2] == {
+            "uid": uid_of("test", "deadly.png"),
+            "stamp": stamp,
+            "content": f"stamp:{stamp}",
+            "sha256": [None],
+        }
+        assert [len(result.rows[step.digest]) for step in (words, reader, call(COUNTING))] == [5, 5, 4]
+        assert errors(result.rows[words.digest]) == {}
+        assert "deadly.png" not in result.onward["key"].to_pylist()
 
 
 def test_texts_alone_open_no_media_and_obey_their_limit(tmp_path: Path) -> None:
