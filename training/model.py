@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from shards.errors import ConfigError, InfrastructureError
+from training.assemble import from_parts
 from training.stages import PART_NAMES, ModelConfig, TinyShape
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ _PREFIXES = {
 
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> nn.Module:
-    """The model that stage 1 starts from: a tiny one from random numbers, or a released VideoLLaMA3 checkpoint in HF layout."""
+    """The model that stage 1 starts from, float32: tiny from random numbers, joined from SigLIP and Qwen2.5, or a whole VideoLLaMA3."""
     if config.preset == "tiny":
         return build_tiny(len(tokenizer), config.tiny, special_ids(tokenizer), seed)
-    if config.path is None:
-        raise ConfigError("model.preset: hf needs model.path, a directory with config.json and safetensors in Hugging Face layout")
-    return from_hf(Path(config.path))
+    if config.preset == "parts":
+        return from_parts(Path(str(config.vision)), Path(str(config.llm)), special_ids(tokenizer), seed)
+    return from_hf(Path(str(config.path)))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

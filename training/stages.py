@@ -39,15 +39,31 @@ class TinyShape(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """What stage 1 starts from. preset tiny: random numbers, sizes in `tiny`; preset hf: `path`, a local Hugging Face directory."""
+    """What stage 1 starts from; paths are local directories in Hugging Face layout.
+
+    preset tiny   random numbers, sizes in `tiny`.
+    preset parts  a SigLIP encoder at `vision` and a Qwen2.5 at `llm`, joined by a new projector: what the paper starts from.
+    preset hf     a whole VideoLLaMA3 at `path`.
+    """
 
     model_config = _STRICT
 
-    preset: Literal["tiny", "hf"] = "tiny"
+    preset: Literal["tiny", "parts", "hf"] = "tiny"
+    vision: str | None = None
+    llm: str | None = None
     path: str | None = None
     tiny: TinyShape = TinyShape()
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _paths_fit_preset(self) -> ModelConfig:
+        needed = {"tiny": (), "parts": ("vision", "llm"), "hf": ("path",)}[self.preset]
+        for name in ("vision", "llm", "path"):
+            given = getattr(self, name) is not None
+            if given != (name in needed):
+                raise ValueError(f"preset {self.preset} {'has no' if given else 'needs'} `{name}`")
+        return self
 
 
 class MixtureConfig(BaseModel):

@@ -7,10 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import (
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from shards.errors import ConfigError, InfrastructureError
 from tests.training import handmade
 from tests.training.handmade import item, packed
+from training.assemble import from_parts
 from training.model import PackLoss, freeze, from_hf, labelled_places, parameter_groups, parts, special_ids
 
 
@@ -127,6 +137,32 @@ def test_a_tokenizer_without_the_placeholders_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"<\|video_pad\|>"):
         special_ids(Bare())
+
+
+@pytest.mark.parametrize(("whole", "tied"), [(False, True), (True, False)])
+def test_a_model_is_joined_from_siglip_and_qwen(tmp_path: Path, whole: bool, tied: bool) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = SiglipVisionConfig(**sizes, patch_size=14, image_size=28)
+    siglip = SiglipModel(SiglipConfig(vision_config=vision, text_config=SiglipTextConfig(**sizes, vocab_size=50)))
+    (siglip if whole else SiglipVisionModel(vision)).save_pretrained(tmp_path / "siglip")
+    language = Qwen2ForCausalLM(Qwen2Config(**sizes, vocab_size=64, num_key_value_heads=2, tie_word_embeddings=tied))
+    language.save_pretrained(tmp_path / "qwen")
+
+    model = from_parts(tmp_path / "siglip", tmp_path / "qwen", handmade.IDS, 0)
+    text = torch.tensor([[5, 6, 7]])
+    assert torch.equal(model(input_ids=text, use_cache=False).logits, language(input_ids=text, use_cache=False).logits)
+    assert (model.lm_head.weight is model.model.language_model.embed_tokens.weight) == tied
+    saved = SiglipVisionModel.from_pretrained(tmp_path / "siglip").state_dict()
+    for name, value in model.model.vision_model.state_dict().items():
+        assert torch.equal(value, saved[name]), name
+    loss, _ = PackLoss(model)(packed([item("image", 1), item("video", 2)]))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for _, p in parts(model)["vision_encoder"])
+
+    with pytest.raises(ConfigError, match="no room for video_token_id"):
+        from_parts(tmp_path / "siglip", tmp_path / "qwen", {**handmade.IDS, "video_token_id": 64}, 0)
+    with pytest.raises(ConfigError, match="type 'qwen2'; wanted is siglip"):
+        from_parts(tmp_path / "qwen", tmp_path / "qwen", handmade.IDS, 0)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_the_tiny_config_has_four_stages_and_names_known_profiles() -> None:
         ("train: {llm: 1.0e-3}", "train: {}", ["mine.yaml:7", "stages.1.train"]),
         ("seq_tokens: 256\n", "\n", ["stages.1.seq_tokens", "is required"]),
         ("compress: false", "compress: false\n    mixture: {tasks: {caption: 1}}", ["unknown task 'caption'", "did you mean"]),
+        ("model: {preset: tiny}", "model: {preset: parts, vision: a}", ["mine.yaml:2", "preset parts needs `llm`"]),
+        ("model: {preset: tiny}", "model: {path: a}", ["mine.yaml:2", "preset tiny has no `path`"]),
         ("name: mine", "nam: mine", ["mine.yaml:1", "did you mean 'name'"]),
     ],
 )
