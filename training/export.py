@@ -17,19 +17,24 @@ log = logging.getLogger("fovea")
 _PROCESSOR_THRESHOLD = 0.05  # grey levels; fixed in transformers' video processor (0.1 on pixels normalised with std 0.5)
 _WEIGHTS = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
 
-# The prompt of shards.chat, in transformers' terms: its processor writes a frame's time and its kept tokens where the placeholders stand.
+# The prompt of shards.chat in transformers' terms. The processor puts kept tokens, and a frame's time before them, where the placeholders
+# stand. A medium is followed by one line break, unless the text after it brings its own.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|image_pad|>\n"
-    "{% elif part['type'] == 'video' %}<|video_pad|>\n"
-    "{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
-    "<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'text' -%}{{- part['text'] -}}"
+    "{%- else -%}"
+    "{{- '<|image_pad|>' if part['type'] == 'image' else '<|video_pad|>' -}}"
+    "{%- if loop.last or loop.nextitem['type'] != 'text' or not loop.nextitem['text'].startswith('\n') -%}{{- '\n' -}}{%- endif -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- endif -%}"
+    "{{- '<|im_end|>\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 
 
