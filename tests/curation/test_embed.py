@@ -31,7 +31,7 @@ def vectors(embed: Embed, paths: Sequence[Path]) -> np.ndarray:
 
 
 def test_near_copies_are_near_and_others_are_not(lite0: Embed, data_dir: Path) -> None:
-    """ImageNet features as they should be: weights that only seem to fit put distinct pictures at 0.9."""
+    """The floor tells the right architecture from efficientnet_lite0, which takes the same weights and gives 0.73 for a grey copy."""
     records = [json.loads(line) for line in (data_dir / "manifest.jsonl").read_text("utf-8").splitlines()]
     groups = [r for r in records if r["kind"] == "dup" and r.get("dup_type") == "made_transform"][:3]
     originals = []
@@ -39,12 +39,12 @@ def test_near_copies_are_near_and_others_are_not(lite0: Embed, data_dir: Path) -
         mild = [
             f
             for f, op in zip(group["files"], group["ops"], strict=True)
-            if op in ("original", "webp_q60", "jpeg_q20", "aspect_stretch", "crop_90")
+            if op in ("original", "webp_q60", "jpeg_q20", "aspect_stretch", "crop_90", "bright_gray")
         ]
         found = vectors(lite0, [data_dir / f for f in mild])
         assert found.shape[1] == 1280
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-        assert (found @ found[0]).min() >= 0.75
+        assert (found @ found[0]).min() >= 0.78
         originals.append(found[0])
     between = np.array(originals) @ np.array(originals).T
     assert between[np.triu_indices(len(groups), 1)].max() <= 0.6
