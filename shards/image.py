@@ -21,6 +21,7 @@ warnings.filterwarnings("ignore", category=Warning, module=r"PIL\.")
 
 # Formats worth reading from a stranger: no PostScript (runs a program), no containers of scientific data, nothing identified by luck.
 FORMATS = frozenset("JPEG MPO PNG WEBP GIF BMP DIB TIFF AVIF JPEG2000 ICO ICNS PPM PCX TGA SGI XBM XPM PSD DDS FLI".split())
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # EXIF tag
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
@@ -133,6 +134,8 @@ def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
             claimed = accept is None or accept(data[:16])
             if not claimed or isinstance(claimed, str):  # a string is a regret: "support for … is not installed"
                 continue
+            if name in ("ICO", "ICNS"):
+                _check_inner(name, data, limits)
             im = factory(io.BytesIO(data), "")
         except (SyntaxError, IndexError, TypeError, struct.error) as error:  # Pillow's way to say "not mine after all"
             if claimed and accept is not None:
@@ -140,32 +143,28 @@ def _open(data: bytes, limits: Limits) -> ImageFile.ImageFile:
             continue
         except Exception as error:
             raise _as_sample_error(error, name, limits) from error
-        _check_pixels(im, limits)
+        _check_pixels(name, *im.size, limits)
         return im
     if complaints:
         raise DecodeError(f"damaged image ({'; '.join(complaints)})")
     raise DecodeError(f"not an image: looks like {looks_like(data)}")
 
 
-def _check_pixels(im: ImageFile.ImageFile, limits: Limits) -> None:
-    width, height = _stored_size(im, limits)
+def _check_pixels(name: str, width: int, height: int, limits: Limits) -> None:
     if width < 1 or height < 1:
-        raise DecodeError(f"{im.format}: a picture of {width}×{height} pixels")
+        raise DecodeError(f"{name}: a picture of {width}×{height} pixels")
     if width * height > limits.image_pixels:
-        raise LimitError(
-            f"{im.format} of {width}×{height} = {width * height:,} pixels exceeds the limit image.pixels = {limits.image_pixels:,}"
-        )
+        raise LimitError(f"{name} of {width}×{height} = {width * height:,} pixels exceeds the limit image.pixels = {limits.image_pixels:,}")
 
 
-def _stored_size(im: ImageFile.ImageFile, limits: Limits) -> tuple[int, int]:
-    """Icons hold whole images whose true size the directory need not tell."""
-    if im.format != "ICO":
-        return im.size
-    try:
-        size = im.ico.getimage(im.size).size  # type: ignore[attr-defined]
-    except Exception as error:
-        raise _as_sample_error(error, im.format, limits) from error
-    return (max(size[0], im.size[0]), max(size[1], im.size[1])) if size != im.size else im.size
+def _check_inner(name: str, data: bytes, limits: Limits) -> None:
+    """Icons hold whole PNGs whose true size their directory need not tell, and Pillow decodes them while it opens the icon."""
+    at = data.find(_PNG)
+    while at >= 0:
+        if len(header := data[at + 16 : at + 24]) == 8:
+            width, height = struct.unpack(">II", header)
+            _check_pixels(f"PNG within {name}", width, height, limits)
+        at = data.find(_PNG, at + 1)
 
 
 def _orientation(im: ImageFile.ImageFile) -> int:

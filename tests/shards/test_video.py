@@ -1,0 +1,201 @@
+"""Videos: the frame on screen at each time, whatever is skipped on the way; limits; torn and hostile containers."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shards.video as video
+from shards.errors import DecodeError, LimitError, SampleError
+from shards.media import Limits
+from shards.preprocess import resize
+from shards.video import frame_times, sample_frames, video_header
+
+LIMITS = Limits()
+
+
+def clip(levels: list[int], rate: int = 10, format: str = "matroska", codec: str = "ffv1", gop: int = 5, **options: str) -> bytes:
+    """A lossless clip of plain grey frames, one for each level."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=format, options=options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "gray" if codec == "ffv1" else "yuv420p"
+        stream.gop_size = gop
+        for index, level in enumerate(levels):
+            frame = av.VideoFrame.from_ndarray(np.full((24, 32), level, dtype=np.uint8), format="gray")
+            frame.pts, frame.time_base = index, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def all_frames(path: Path) -> list[tuple[float, np.ndarray]]:
+    with av.open(str(path)) as container:
+        frames = [(f.time, np.asarray(f.to_image(threads=1))) for f in container.decode(video=0)]
+    return [(time - frames[0][0], pixels) for time, pixels in frames]
+
+
+@pytest.fixture
+def decoded_frames(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts frames that are decoded."""
+    counts = [0]
+    count = video._Clock.frame
+
+    def frame(self: video._Clock, one: object) -> None:
+        counts[0] += 1
+        count(self, one)
+
+    monkeypatch.setattr(video._Clock, "frame", frame)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "name", ["mmaction2__demo.mp4", "decord__flipping_a_pancake.mkv", "LLaMA-Factory__2.avi", "interactive-examples__stream-of-water.webm"]
+)
+def test_frames_are_those_of_a_full_decoding(data_dir: Path, name: str) -> None:
+    path = data_dir / "video" / name
+    frames = all_frames(path)
+    for fps, most in ((1.0, 180), (0.3, 180), (4.0, 3)):
+        sampled = sample_frames(path.read_bytes(), fps, most, LIMITS)
+        wanted = [[pixels for time, pixels in frames if time <= at + 1e-4][-1] for at in sampled.times]
+        np.testing.assert_array_equal(sampled.pixels, np.stack(wanted))
+
+
+def test_groups_without_a_chosen_frame_are_not_decoded(data_dir: Path, decoded_frames: list[int]) -> None:
+    path = data_dir / "video" / "decord__flipping_a_pancake.mkv"  # 310 frames, key frames at 0, 5 and 10 s
+    with path.open("rb") as file:
+        sampled = sample_frames(file, 0.2, 180, LIMITS)
+    assert sampled.times.tolist() == [0.0, 5.0, 10.0]
+    assert 3 <= decoded_frames[0] < 60
+
+
+def test_times_choose_the_frame_on_screen() -> None:
+    data = clip(list(range(0, 250, 5)))  # 50 frames, 5 s
+    header = video_header(data, LIMITS)
+    assert (header.width, header.height, header.frames, header.fps, header.codec) == (32, 24, 50, 10.0, "ffv1")
+    assert header.duration == pytest.approx(5.0)
+    for fps, most, seconds in ((1.0, 180, [0, 1, 2, 3, 4]), (2.5, 180, [k / 2.5 for k in range(13)]), (10.0, 4, [0, 1.6, 3.2, 4.9])):
+        sampled = sample_frames(data, fps, most, LIMITS)
+        np.testing.assert_allclose(sampled.times, seconds, atol=1e-6)
+        assert sampled.pixels[:, 0, 0, 0].tolist() == [int(second * 10 + 1e-6) * 5 for second in seconds]
+        assert sampled.pixels.dtype == np.uint8
+        assert sampled.times.dtype == np.float32
+
+
+def test_a_container_without_a_duration_is_counted() -> None:
+    data = clip(list(range(50)), live="1")
+    with av.open(io.BytesIO(data)) as container:
+        assert container.duration is None
+    assert video_header(data, LIMITS).duration == pytest.approx(5.0, abs=0.11)
+    assert sample_frames(data, 1.0, 180, LIMITS).pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
+
+
+@given(duration=st.floats(0, 20_000), fps=st.sampled_from([0.2, 1.0, 2.0, 29.97]), most=st.integers(1, 300))
+def test_frame_times_invariants(duration: float, fps: float, most: int) -> None:
+    times = frame_times(duration, fps, most)
+    assert 1 <= len(times) <= most
+    assert times[0] == 0
+    assert (np.diff(times) > 0).all()
+    assert len(times) == 1 or times[-1] < duration + 1e-6
+    if len(times) < most:
+        assert times.tolist() == [k / fps for k in range(len(times))]
+    elif most > 1 and duration > 2 * most / fps:
+        assert times[-1] >= duration - 1.01 / fps
+        assert np.diff(times).max() - np.diff(times).min() <= 1 / fps + 1e-6
+
+
+def test_rotation_metadata_turns_frames_and_header(data_dir: Path) -> None:
+    for turn, turns in ((0, 0), (90, 3), (180, 2), (270, 1)):
+        path = data_dir / "video" / f"decord__video_{turn}.mov"
+        stored = all_frames(path)[0][1]
+        header, sampled = video_header(path.read_bytes(), LIMITS), sample_frames(path.read_bytes(), 1.0, 180, LIMITS)
+        np.testing.assert_array_equal(sampled.pixels[0], np.rot90(stored, turns))
+        assert (header.height, header.width) == sampled.pixels.shape[1:3] == ((568, 320) if turn % 180 else (320, 568))
+
+
+def test_frames_are_resized_as_they_come(data_dir: Path) -> None:
+    data = (data_dir / "video" / "mmaction2__demo.mp4").read_bytes()
+    asked: list[tuple[int, int, int]] = []
+
+    def target(height: int, width: int, frames: int) -> tuple[int, int]:
+        asked.append((height, width, frames))
+        return 56, 84
+
+    small, full = sample_frames(data, 1.0, 180, LIMITS, target), sample_frames(data, 1.0, 180, LIMITS)
+    assert asked == [(256, 340, 10)]
+    np.testing.assert_array_equal(small.pixels, np.stack([resize(frame, (4, 6), 14) for frame in full.pixels]))
+
+
+def test_limits(data_dir: Path) -> None:
+    data = (data_dir / "video" / "mmaction2__demo.mp4").read_bytes()
+    for limits, words in (
+        (Limits(video_bytes=len(data) - 1), "video.bytes"),
+        (Limits(video_pixels=340 * 256 - 1), "340×256 = 87,040 pixels a frame exceeds the limit video.pixels"),
+        (Limits(decoded_frames=50), "video.decoded_frames = 50"),
+        (Limits(cpu_seconds=0.0), "video.cpu_seconds"),
+    ):
+        with pytest.raises(LimitError, match=words):
+            sample_frames(data, 1.0, 180, limits)
+    assert len(sample_frames(data, 1.0, 1, Limits(decoded_frames=50)).times) == 1
+
+
+def test_hostile_videos_decode_or_raise_typed_errors(data_dir: Path) -> None:
+    paths = [*sorted((data_dir / "hostile" / "video").iterdir()), *sorted((data_dir / "hostile" / "made").iterdir())]
+    outcomes: dict[str, str] = {}
+    for path in paths:
+        for call in (lambda data: video_header(data, LIMITS), lambda data: sample_frames(data, 1.0, 180, LIMITS)):
+            try:
+                call(path.read_bytes())
+                outcomes[path.name] = "ok"
+            except SampleError as error:
+                outcomes[path.name] = f"{type(error).__name__}: {error}"
+    assert outcomes["unordered.mov"] == "ok"
+    assert [name for name, outcome in outcomes.items() if outcome == "ok"] == ["unordered.mov"]
+    for name, words in (
+        ("truncated_half.mp4", "got as far as 2.37 s"),
+        ("image_named.mp4", "looks like a JPEG image"),
+        ("html.mp4", "looks like HTML"),
+        ("empty.mp4", "an empty file"),
+        ("Mpeg4.mp4", "no video stream"),
+    ):
+        assert outcomes[name].startswith("DecodeError")
+        assert words in outcomes[name]
+
+
+def test_torn_clips_say_how_far_they_got_and_never_end_early(data_dir: Path) -> None:
+    data = clip(list(range(100)))  # 10 s
+    torn = data[: len(data) // 2]
+    with pytest.raises(DecodeError, match=r"ends at \d\.\d\d s, before its frame at \d\.\d\d s"):
+        sample_frames(torn, 1.0, 180, LIMITS)
+    truncated = (data_dir / "hostile" / "made" / "truncated_half.mp4").read_bytes()
+    assert sample_frames(truncated, 1.0, 1, LIMITS).pixels.shape == (1, 240, 320, 3)  # the frame that is chosen is there
+
+
+def test_playlists_open_nothing(data_dir: Path, tmp_path: Path) -> None:
+    target = data_dir / "video" / "mmaction2__demo.mp4"
+    hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{target}\n#EXT-X-ENDLIST\n"
+    concat = f"ffconcat version 1.0\nfile '{target}'\n"
+    for text in (hls, concat):
+        for source in (text.encode(), (tmp_path / "list.mp4")):
+            if isinstance(source, Path):
+                source.write_text(text)
+                with source.open("rb") as file, pytest.raises(DecodeError):
+                    sample_frames(file, 1.0, 180, LIMITS)
+            else:
+                with pytest.raises(DecodeError):
+                    sample_frames(source, 1.0, 180, LIMITS)
+
+
+def test_errors_of_the_size_callback_are_not_the_samples_fault() -> None:
+    def target(height: int, width: int, frames: int) -> tuple[int, int]:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        sample_frames(clip([1, 2, 3]), 1.0, 180, LIMITS, target)
