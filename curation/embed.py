@@ -13,7 +13,7 @@ import pyarrow as pa
 from curation.encoders import load_encoder, parse_model, parse_weights
 from curation.step import Column, How, Result, Step
 from curation.view import MediaView
-from curation.weights import file_sha256
+from curation.weights import existing_path, file_sha256
 from shards.errors import InfrastructureError, SampleError
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ class What:
     revision: str = ""
     precision: str = "fp32"
     normalise: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", existing_path(self.weights))
+        library, _, architecture = self.model.partition(":")
+        if library == "open_clip":
+            object.__setattr__(self, "model", f"{library}:{existing_path(architecture)}")
 
 
 @dataclass(frozen=True, slots=True)

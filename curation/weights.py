@@ -28,3 +28,11 @@ def package_file(module: str, relative: str, mend: str) -> Path:
         if path.is_file():
             return path
     raise InfrastructureError(f"{relative} of the package {module} is not installed: {mend}")
+
+
+def existing_path(text: str) -> str:
+    """The absolute path of what a recipe names relative to where the command was started; other words ("", a model's name) as they are.
+
+    A step runs in processes with another working directory.
+    """
+    return str(Path(text).absolute()) if text and Path(text).exists() else text
