@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
+from curation.functions import callable_functions, locked_duckdb
 from curation.hamming import near_pairs
 from curation.step import MEDIA_KINDS, Column, How, Step
 
@@ -79,16 +79,15 @@ def order_columns(ordering: str) -> list[str]:
     if not ordering.strip():
         return []
     statement = f"select 1 from population order by {ordering}"  # noqa: S608 (serialised, never run)
-    row = duckdb.connect().execute("select json_serialize_sql(?)", [statement]).fetchone()
-    assert row is not None
-    tree = json.loads(row[0])
+    [(serialised,)] = locked_duckdb().execute("select json_serialize_sql(?)", [statement]).fetchall()
+    tree = json.loads(serialised)
     if tree["error"]:
         raise ValueError(f"keep_best {ordering!r} is no SQL ordering: {tree['error_message']}")
     statements = tree["statements"]
     node = statements[0]["node"]
     if len(statements) != 1 or node.get("type") != "SELECT_NODE" or [m["type"] for m in node["modifiers"]] != ["ORDER_MODIFIER"]:
         raise ValueError(f"keep_best {ordering!r} must be an ordering alone, like 'width*height desc'")
-    pure = _pure_functions()
+    pure = callable_functions()
     names = set()
     for expression in _expressions(node["modifiers"][0]["orders"]):
         if expression["class"] not in _EXPRESSIONS:
@@ -113,15 +112,6 @@ def _expressions(tree: Any) -> Iterator[dict[str, Any]]:
             yield from _expressions(value)
 
 
-def _pure_functions() -> set[str]:
-    """Lower-case names of the functions that depend on their arguments alone: no random(), now(), aggregates, table functions."""
-    rows = duckdb.connect().execute(
-        "select function_name from duckdb_functions() group by function_name "
-        "having bool_and(function_type = 'scalar' and stability = 'CONSISTENT')"
-    )
-    return {name.lower() for (name,) in rows.fetchall()}
-
-
 def _order(ordering: str, population: pa.Table) -> list[int]:
     """Places of the population's rows in the order (ordering, uid)."""
     columns = {"uid": population["uid"], "kind": population["kind"], "place": pa.array(range(len(population)), pa.int64())}
@@ -132,14 +122,15 @@ def _order(ordering: str, population: pa.Table) -> list[int]:
             if (pa.types.is_list(column.type))
             else column
         )
-    connection = duckdb.connect()
-    connection.execute("set default_null_order = 'nulls_last'")
-    connection.register("population", pa.table(columns))
-    connection.execute("set enable_external_access = false")
-    connection.execute("set lock_configuration = true")
+    # NULLs last is DuckDB's default; the new line keeps a comment at the end of the ordering from swallowing uid
     keys = f"{ordering}\n, uid" if ordering.strip() else "uid"
-    rows = connection.execute(f"select place from population order by {keys}").fetchnumpy()["place"]  # noqa: S608 (parsed by order_columns)
-    return [int(place) for place in rows]
+    connection = locked_duckdb()
+    connection.register("population", pa.table(columns))
+    try:
+        places = connection.execute(f"select place from population order by {keys}").fetchnumpy()["place"]  # noqa: S608 (order_columns)
+    finally:
+        connection.unregister("population")
+    return [int(place) for place in places]
 
 
 def _first_equal(digests: Sequence[Sequence[str | None] | None]) -> np.ndarray:
