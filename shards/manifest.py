@@ -20,9 +20,9 @@ DATASET_FORMAT = "fovea-dataset/1"
 MANIFEST = "manifest.json"
 
 _VERSION = re.compile(r"[0-9a-f]{4,64}")
-_SHARD_NAME = re.compile(r"([a-z0-9_]+)-\d{6,}")
-_TAR_PATH = re.compile(r"v-[0-9a-f]{4,64}/[a-z0-9_]+-\d{6,}\.tar")
-_INDEX_PATH = re.compile(r"v-[0-9a-f]{4,64}/[a-z0-9_]+-\d{6,}(\.over-[0-9a-f]{4,64})?\.parquet")
+_SHARD_NAME = re.compile(r"([a-z0-9_]+)-[0-9]{6,}")
+_TAR_PATH = re.compile(r"v-[0-9a-f]{4,64}/[a-z0-9_]+-[0-9]{6,}\.tar")
+_INDEX_PATH = re.compile(r"v-[0-9a-f]{4,64}/[a-z0-9_]+-[0-9]{6,}(\.over-[0-9a-f]{4,64})?\.parquet")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

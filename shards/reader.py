@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -200,11 +201,14 @@ def locate(path_or_url: str) -> tuple[Store, str]:
     """The store of a dataset and the manifest's name in it, from the dataset's folder, a version's folder, or a manifest's path."""
     place = path_or_url.rstrip("/")
     if place.rsplit("/", 1)[-1] == MANIFEST:
-        place = place[: -len(MANIFEST)].rstrip("/") or "."
-    parent, _, last = place.rpartition("/")
+        place = place[: -len(MANIFEST)].rstrip("/") or ("/" if place.startswith("/") else ".")
+    store = open_store(place)
+    parent, slash, last = place.rpartition("/")
     if last.startswith("v-"):
-        return open_store(parent or "."), f"{last}/{MANIFEST}"
-    return open_store(place), MANIFEST
+        with contextlib.suppress(ShardError):  # who opens the manifest next says what is wrong with it
+            if load_manifest(store).folder == last:
+                return open_store(parent or slash or "."), f"{last}/{MANIFEST}"
+    return store, MANIFEST
 
 
 def read_index(store: Store, shard: ShardInfo) -> bytes:

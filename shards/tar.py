@@ -33,7 +33,7 @@ _COMMON = {
 }
 _EXTENSION = re.compile(r"[a-z0-9]{1,5}")
 _UID = re.compile(r"[0-9a-f]{32}")
-_MEMBER = re.compile(r"([0-9a-f]{32})(?:\.\d{2,})?\.[a-z0-9]{1,5}")
+_MEMBER = re.compile(r"([0-9a-f]{32})(?:\.[0-9]{2,})?\.[a-z0-9]{1,5}")
 
 
 def tar_header(name: str, size: int) -> bytes:
