@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import shards.video as video
 from shards.errors import DecodeError, LimitError, SampleError
@@ -65,6 +66,43 @@ def test_frames_are_those_of_a_full_decoding(data_dir: Path, name: str) -> None:
     for fps, most in ((1.0, 180), (0.3, 180), (4.0, 3)):
         sampled = sample_frames(path.read_bytes(), fps, most, LIMITS)
         wanted = [[pixels for time, pixels in frames if time <= at + 1e-4][-1] for at in sampled.times]
+        np.testing.assert_array_equal(sampled.pixels, np.stack(wanted))
+
+
+X264 = "open-gop=1:bframes=4:keyint=24:min-keyint=24:scenecut=0:b-adapt=0"
+X265 = "open-gop=1:keyint=24:min-keyint=24:scenecut=0:log-level=none"
+
+
+@pytest.mark.parametrize(
+    ("format", "codec", "options"),
+    [
+        ("matroska", "libx264", {"x264-params": X264}),
+        ("mpegts", "libx264", {"x264-params": X264}),
+        ("mp4", "libx265", {"x265-params": X265}),
+        ("mpegts", "mpeg2video", {"g": "12", "bf": "2"}),
+        ("avi", "mpeg4", {"g": "12", "bf": "2"}),
+        ("asf", "wmv2", {"g": "12"}),
+    ],
+)
+def test_skipping_is_exact_in_open_groups_and_old_containers(format: str, codec: str, options: dict[str, str]) -> None:
+    """Open groups of pictures refer back across their key frame; these containers tell times each in its own way."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 70, 3), dtype=np.uint8)
+    scene = np.asarray(Image.fromarray(noise).resize((700, 96), Image.Resampling.BICUBIC))
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=24, options=options)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for index in range(144):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(scene[:, index * 3 : index * 3 + 128]), format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = buffer.getvalue()
+    with av.open(io.BytesIO(data)) as container:
+        frames = [(f.time, np.asarray(f.to_image(threads=1))) for f in container.decode(video=0)]
+    for fps, most in ((0.45, 180), (3.0, 180), (7.0, 3)):
+        sampled = sample_frames(data, fps, most, LIMITS)
+        wanted = [[pixels for time, pixels in frames if time - frames[0][0] <= at + 1e-4][-1] for at in sampled.times]
         np.testing.assert_array_equal(sampled.pixels, np.stack(wanted))
 
 
