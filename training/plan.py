@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from shards.errors import ConfigError
-from shards.manifest import Manifest
 from shards.sample import digest_of
 from training.cost import CostModel, ItemSizes, item_sizes
 from training.mixture import Mixture, select_items
@@ -280,8 +279,3 @@ def make_plan(index: pa.Table, mixture: Mixture, config: PlanConfig, *, index_di
 def _dropped(items: pa.Table, sizes: ItemSizes, row: int) -> Dropped:
     uid, task, n, repeat = (items[name][row].as_py() for name in ("uid", "task", "n", "repeat"))
     return Dropped(uid, task, n, repeat, int(sizes.tokens[row]), int(sizes.patches[row]))
-
-
-def index_digest(manifest: Manifest, split: str | None) -> str:
-    """What `make_plan` takes for the index of a dataset's split: its version and the digests of its index files."""
-    return digest_of(manifest.version, [(shard.path, shard.index_sha256) for _, shard in manifest.of_split(split)])

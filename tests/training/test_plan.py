@@ -114,10 +114,12 @@ def test_a_window_can_be_planned_alone() -> None:
     assert plan_of(many()).window(3) == [plan_of(many()).window(n) for n in range(5)][3]
 
 
-def test_epochs_and_seeds_give_other_orders_of_the_same_items() -> None:
+@pytest.mark.parametrize("window", [2, 9])
+def test_epochs_and_seeds_give_other_orders_of_the_same_items(window: int) -> None:
     orders = []
-    for config in (CONFIG, replace(CONFIG, epoch=1), replace(CONFIG, seed=7)):
-        plan = plan_of(many(), config)
+    config = replace(CONFIG, window_shards=window)
+    for other in (config, replace(config, epoch=1), replace(config, seed=7)):
+        plan = plan_of(many(), other)
         orders.append([u for step in uids(plan, list(plan.steps())) for pack in step for u in pack])
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])
     agree = [sum(a == b for a, b in zip(orders[0], other, strict=True)) for other in orders[1:]]
