@@ -40,11 +40,12 @@ _WHY_NOT = {
 
 
 class RuleError(RecipeError):
-    """An expression that is no rule. `position`: character in the expression as written, counted from 0; None if it is all of it."""
+    """An expression that is no rule. position: character in it, counted from 0, or None for all of it. column: the unknown one."""
 
-    def __init__(self, message: str, position: int | None = None):
+    def __init__(self, message: str, position: int | None = None, column: str | None = None):
         super().__init__(message)
         self.position = position
+        self.column = column
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def _column(node: Mapping[str, Any], names: Mapping[str, str], bound: frozenset[
         return
     if first.lower() not in names:
         shown = ".".join(node["column_names"])
-        raise RuleError(f"there is no column {shown!r} here{close_matches(first, names.values())}", _place(node, expression))
+        raise RuleError(f"there is no column {shown!r} here{close_matches(first, names.values())}", _place(node, expression), first)
     yield names[first.lower()]
 
 

@@ -1,0 +1,134 @@
+"""A recipe: the YAML of a curation run, checked from end to end before anything starts. docs/recipe.md is its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+
+import pipeline.sections as sections
+from curation.rules import rule_digest
+from pipeline.fields import Problems, check_secrets, checked, did_you_mean, mapping
+from pipeline.operations import RuleOp, StepOp, operations
+from pipeline.sections import WriteSpec
+from pipeline.yamlpos import Document, parse_yaml, read_yaml
+from shards.errors import RecipeError
+from shards.media import Limits
+from shards.sample import digest_of
+from shards.sources import SourceSpec
+from shards.store import Store
+
+__all__ = ["Phase", "Recipe", "RuleOp", "StepOp", "WriteSpec", "load_recipe", "load_run_recipe", "phases", "recipe_summary"]
+
+KEYS = ("name", "sources", "limits", "steps", "write", "split")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe that can run. `path`: the file it was read from."""
+
+    name: str
+    path: str
+    sources: tuple[SourceSpec, ...]
+    limits: Limits
+    ops: tuple[StepOp | RuleOp, ...]
+    write: WriteSpec
+    split: Mapping[str, float]
+
+    @property
+    def digest(self) -> str:
+        """Identity of all that decides what a run over the same files gives: not where sources lie, not How, not `max_errors`."""
+        sources = [[s.name, s.format, s.where, dict(s.fields), s.explode, dict(s.options)] for s in self.sources]
+        ops = [["step", op.name, op.prefix, op.digest] if isinstance(op, StepOp) else ["rule", rule_digest(op.rule)] for op in self.ops]
+        ends = [self.write.max_bytes, self.write.max_samples]
+        return digest_of("recipe", sources, asdict(self.limits), ops, ends, dict(self.split))
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Annotators and rules, and the global step or splitter that ends them (None in the last phase). Its implied rule opens the next."""
+
+    ops: tuple[StepOp | RuleOp, ...]
+    border: StepOp | None
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe in a file, or the one of that name that comes with the package. Raises RecipeError with each problem's line."""
+    return _recipe(read_yaml(find_recipe(path)), str(find_recipe(path)), look=True)
+
+
+def load_run_recipe(store: Store) -> Recipe:
+    """The recipe that a run was last curated with, as its run directory keeps it. The sources are not looked at."""
+    if not store.exists("recipe.yaml"):
+        raise RecipeError(f"{store.url()}: there is no recipe.yaml; no run was started here")
+    path = store.url("recipe.yaml")
+    return _recipe(parse_yaml(store.read("recipe.yaml"), path), path, look=False)
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The file that `path` names: itself, or configs/curation/<path>.yaml. Raises RecipeError."""
+    file = Path(path)
+    if file.is_file():
+        return file
+    folder = Path(str(resources.files("configs"))) / "curation"
+    named = folder / f"{path}.yaml"
+    if named.parent == folder and named.is_file():
+        return named
+    known = [f.stem for f in folder.glob("*.yaml")]
+    raise RecipeError(f"there is no recipe {str(path)!r}: neither a file nor one that comes with fovea{did_you_mean(str(path), known)}")
+
+
+def phases(recipe: Recipe) -> tuple[Phase, ...]:
+    """The recipe cut at its global steps and splitters."""
+    found: list[Phase] = []
+    ops: list[StepOp | RuleOp] = []
+    for op in recipe.ops:
+        if isinstance(op, StepOp) and op.step.shape != "annotator":
+            found.append(Phase(tuple(ops), op))
+            ops = []
+        else:
+            ops.append(op)
+    return (*found, Phase(tuple(ops), None))
+
+
+def recipe_summary(recipe: Recipe) -> list[str]:
+    """What a recipe does, a line for each source and operator, for people."""
+    lines = [f"{recipe.name}: {recipe.path}, digest {recipe.digest}"]
+    lines += [f"source {s.name}: {s.format} {s.path}" + (f" where {s.where}" if s.where else "") for s in recipe.sources]
+    for number, phase in enumerate(phases(recipe), 1):
+        for op in (*phase.ops, *((phase.border,) if phase.border else ())):
+            if isinstance(op, RuleOp):
+                more = f" (implied by {op.implied_by})" if op.implied_by else ""
+                lines.append(f"phase {number}: rule {op.name}: {op.rule.expression}{more}")
+            else:
+                lines.append(f"phase {number}: {op.step.shape} {op.name} [{op.digest}] writes {', '.join(c.name for c in op.columns)}")
+    shares = "".join(f", {name} {share:g}" for name, share in recipe.split.items())
+    lines.append(f"write {recipe.write.path}: shards of ≤ {recipe.write.max_bytes:,} bytes, ≤ {recipe.write.max_samples:,} samples{shares}")
+    return lines
+
+
+def _recipe(document: Document, path: str, look: bool) -> Recipe:
+    problems = Problems(document)
+    if not isinstance(document.value, dict):
+        raise RecipeError(f"{path}:1: a recipe is a mapping with name, sources and steps")
+    check_secrets(problems)
+    problems.raise_any()  # before any other message could repeat a secret
+    given = mapping(problems, (), document.value, KEYS, "a recipe") or {}
+    for key in ("name", "sources", "steps"):
+        if key not in given:
+            problems.add((), f"the recipe lacks {key!r}")
+    name: str | None = checked(problems, ("name",), given["name"], str, "'name'") if "name" in given else None
+    if name is not None and not sections.NAME.fullmatch(name):
+        problems.add(("name",), "'name' is letters, digits, '_', '-' and '.', at most 64")
+    recipe = Recipe(
+        name=name or "",
+        path=path,
+        sources=sections.sources(problems, given["sources"], look) if "sources" in given else (),
+        limits=sections.limits(problems, given.get("limits")),
+        ops=operations(problems, given["steps"]) if "steps" in given else (),
+        write=sections.write(problems, given.get("write")),
+        split=sections.split(problems, given.get("split")),
+    )
+    problems.raise_any()
+    return recipe
