@@ -87,8 +87,8 @@ def test_a_whole_dataset_has_no_faults(tmp_path: Path, kind: str) -> None:
     assert verify(f"{url}/v-{VERSION}") == []
 
 
-def test_a_flip_of_every_byte_in_turn_is_noticed_and_its_sample_named(whole: Whole) -> None:
-    for byte in range(0, len(whole.tar), 7):  # 7 shares no factor with 512: every field of a header is met in some header
+def test_a_flip_anywhere_is_noticed_and_its_sample_named(whole: Whole) -> None:
+    for byte in range(0, len(whole.tar), 13):  # 13 shares no factor with 512: every field of a header is met in some header
         changed = bytearray(whole.tar)
         changed[byte] ^= 1 << byte % 8
         faults = whole.with_tar(bytes(changed))
