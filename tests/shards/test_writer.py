@@ -373,3 +373,12 @@ def test_real_files_come_out_as_they_went_in(tmp_path: Path, data_dir: Path) -> 
     with tarfile.open(tmp_path / "a.tar") as tar:
         bodies = [tar.extractfile(m).read() for m in tar.getmembers() if not m.name.endswith(".json")]  # type: ignore[union-attr]
     assert bodies == [p.read_bytes() for p in chosen]
+
+
+def test_another_tar_left_without_its_index_is_refused(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "ds"))
+    store.put_new("v-abcd/train-000000.tar", b"another run's tar")
+    written = write_shard(tmp_path / "a.tar", "train-000000", [sample(0)], SCHEMA)
+    with pytest.raises(ShardError, match=r"train-000000\.tar is there already with other bytes"):
+        publish_shard(store, "v-abcd", written)
+    assert not store.exists("v-abcd/train-000000.parquet")
