@@ -220,6 +220,12 @@ def open_ledger(run: str, *, write: bool = False) -> Ledger:
     return Ledger(store, CommitLog(store), lease)
 
 
+def first(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
+    """The first row of a query's result, () if there is none; the result is read to its end, as the connection's next work demands."""
+    rows = connection.execute(query).fetchall()
+    return tuple(rows[0]) if rows else ()
+
+
 def quote(text: str) -> str:
     """An SQL string literal."""
     return "'" + text.replace("'", "''") + "'"

@@ -27,7 +27,7 @@ class LedgerFile:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the rows of one commit cost in one step. seconds: wall time in the step, summed over workers; device_seconds: of them on a GPU."""
+    """What the rows of one commit cost in one step. seconds: wall time in the step, over all workers; device_seconds: of them on a GPU."""
 
     digest: str
     name: str
@@ -46,7 +46,8 @@ class State:
     seq: int = 0
     commits_since_compaction: int = 0
     changed: int = 0  # newest entry that may have changed a verdict
-    verdicts: tuple[int, str] = (0, "")  # newest entry that stored verdicts, and the digest of its recipe
+    verdicts_seq: int = 0  # newest entry that stored verdicts
+    verdicts: Mapping[str, Any] = field(default_factory=dict)  # its note: digest of the recipe, populations of the global steps
     files: dict[str, LedgerFile] = field(default_factory=dict)
     costs: dict[tuple[str, str], Cost] = field(default_factory=dict)
 
@@ -146,7 +147,7 @@ def _apply(state: State, entry: Mapping[str, Any]) -> None:
         state.costs[(cost.digest, cost.name)] = _sum(old, cost) if old else cost
     state.commits_since_compaction = 0 if entry["what"] == "compact" else state.commits_since_compaction + 1
     if entry["what"] == "verdicts":
-        state.verdicts = (entry["seq"], entry["note"]["recipe"])
+        state.verdicts_seq, state.verdicts = entry["seq"], entry["note"]
     elif entry["what"] not in ("dataset", "compact"):
         state.changed = entry["seq"]
     state.seq = entry["seq"]
@@ -163,7 +164,8 @@ def _to_checkpoint(state: State) -> dict[str, Any]:
         "seq": state.seq,
         "commits_since_compaction": state.commits_since_compaction,
         "changed": state.changed,
-        "verdicts": list(state.verdicts),
+        "verdicts_seq": state.verdicts_seq,
+        "verdicts": dict(state.verdicts),
         "files": [asdict(f) for f in state.files.values()],
         "costs": [asdict(c) for c in state.costs.values()],
     }
@@ -172,5 +174,5 @@ def _to_checkpoint(state: State) -> dict[str, Any]:
 def _from_checkpoint(value: Mapping[str, Any]) -> State:
     files = {f["path"]: LedgerFile(**f) for f in value["files"]}
     costs = {(c["digest"], c["name"]): Cost(**c) for c in value["costs"]}
-    seq, recipe = value["verdicts"]
-    return State(value["seq"], value["commits_since_compaction"], value["changed"], (seq, recipe), files, costs)
+    fixed = {k: value[k] for k in ("seq", "commits_since_compaction", "changed", "verdicts_seq", "verdicts")}
+    return State(**fixed, files=files, costs=costs)

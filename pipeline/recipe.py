@@ -6,27 +6,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pipeline.sections as sections
 from curation.rules import rule_digest
 from pipeline.fields import Problems, check_secrets, checked, did_you_mean, mapping
 from pipeline.operations import RuleOp, StepOp, operations
 from pipeline.sections import WriteSpec
-from pipeline.yamlpos import Document, parse_yaml, read_yaml
+from pipeline.yamlpos import Document, parse_yaml, read_bytes
 from shards.errors import RecipeError
 from shards.media import Limits
 from shards.sample import digest_of
 from shards.sources import SourceSpec
 from shards.store import Store
 
-__all__ = ["Phase", "Recipe", "RuleOp", "StepOp", "WriteSpec", "load_recipe", "load_run_recipe", "phases", "recipe_summary"]
+__all__ = ["Phase", "Recipe", "RuleOp", "StepOp", "WriteSpec", "keep_in_run", "load_recipe", "load_run_recipe", "phases", "recipe_summary"]
 
 KEYS = ("name", "sources", "limits", "steps", "write", "split")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe that can run. `path`: the file it was read from."""
+    """A recipe that can run. path: the file it was read from. text: its YAML as it was read. until: the last operator, where it was cut."""
 
     name: str
     path: str
@@ -35,6 +36,8 @@ class Recipe:
     ops: tuple[StepOp | RuleOp, ...]
     write: WriteSpec
     split: Mapping[str, float]
+    text: bytes = b""
+    until: str | None = None
 
     @property
     def digest(self) -> str:
@@ -53,9 +56,14 @@ class Phase:
     border: StepOp | None
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """The recipe in a file, or the one of that name that comes with the package. Raises RecipeError with each problem's line."""
-    return _recipe(read_yaml(find_recipe(path)), str(find_recipe(path)), look=True)
+def load_recipe(path: str | Path, until: str | None = None) -> Recipe:
+    """The recipe in a file, or the one of that name that comes with the package. Raises RecipeError with each problem's line.
+
+    until   name of the last step or rule to take; those after it are not even checked (a tokenizer may not be there yet).
+    """
+    file = str(find_recipe(path))
+    data = read_bytes(file)
+    return _recipe(parse_yaml(data, file), file, look=True, text=data, until=until)
 
 
 def load_run_recipe(store: Store) -> Recipe:
@@ -63,7 +71,18 @@ def load_run_recipe(store: Store) -> Recipe:
     if not store.exists("recipe.yaml"):
         raise RecipeError(f"{store.url()}: there is no recipe.yaml; no run was started here")
     path = store.url("recipe.yaml")
-    return _recipe(parse_yaml(store.read("recipe.yaml"), path), path, look=False)
+    data = store.read("recipe.yaml")
+    until = store.read("until").decode() if store.exists("until") else None
+    return _recipe(parse_yaml(data, path), path, look=False, text=data, until=until)
+
+
+def keep_in_run(store: Store, recipe: Recipe) -> None:
+    """Put the recipe into its run directory, for `load_run_recipe`."""
+    store.put_replace("recipe.yaml", recipe.text)
+    if recipe.until is not None:
+        store.put_replace("until", recipe.until.encode())
+    else:
+        store.delete("until")
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -108,7 +127,7 @@ def recipe_summary(recipe: Recipe) -> list[str]:
     return lines
 
 
-def _recipe(document: Document, path: str, look: bool) -> Recipe:
+def _recipe(document: Document, path: str, look: bool, text: bytes, until: str | None) -> Recipe:
     problems = Problems(document)
     if not isinstance(document.value, dict):
         raise RecipeError(f"{path}:1: a recipe is a mapping with name, sources and steps")
@@ -118,6 +137,8 @@ def _recipe(document: Document, path: str, look: bool) -> Recipe:
     for key in ("name", "sources", "steps"):
         if key not in given:
             problems.add((), f"the recipe lacks {key!r}")
+    if until is not None and isinstance(given.get("steps"), list):
+        given = {**given, "steps": _cut(problems, given["steps"], until)}
     name: str | None = checked(problems, ("name",), given["name"], str, "'name'") if "name" in given else None
     if name is not None and not sections.NAME.fullmatch(name):
         problems.add(("name",), "'name' is letters, digits, '_', '-' and '.', at most 64")
@@ -129,6 +150,27 @@ def _recipe(document: Document, path: str, look: bool) -> Recipe:
         ops=operations(problems, given["steps"]) if "steps" in given else (),
         write=sections.write(problems, given.get("write")),
         split=sections.split(problems, given.get("split")),
+        text=text,
+        until=until,
     )
     problems.raise_any()
     return recipe
+
+
+def _cut(problems: Problems, steps: list[Any], until: str) -> list[Any]:
+    names = [_entry_name(entry) for entry in steps]
+    if until in names:
+        return steps[: len(names) - names[::-1].index(until)]
+    problems.add(("steps",), f"there is no step or rule {until!r} to stop after{did_you_mean(until, [n for n in names if n])}")
+    return steps
+
+
+def _entry_name(entry: Any) -> str | None:
+    """The name an entry of `steps` gives itself; None for a rule without one, and for what is no entry."""
+    if isinstance(entry, str):
+        return entry
+    if not isinstance(entry, dict) or len(entry) != 1:
+        return None
+    ((op, params),) = entry.items()
+    named = params.get("name" if op == "keep" else "as") if isinstance(params, dict) else None
+    return str(named) if named is not None else None if op == "keep" else op

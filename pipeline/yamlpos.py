@@ -42,15 +42,13 @@ class Document:
         return self.lines[place]
 
 
-def read_yaml(path: str | Path) -> Document:
-    """Raises RecipeError for a file that cannot be read, is too large, or is not the YAML of `parse_yaml`."""
-    file = Path(path)
+def read_bytes(path: str | Path) -> bytes:
+    """The file, or its first MAX_BYTES + 1 bytes, which `parse_yaml` refuses. Raises RecipeError for a file that cannot be read."""
     try:
-        with file.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
+        with Path(path).open("rb") as opened:
+            return opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_yaml(data, str(path))
 
 
 def parse_yaml(data: bytes, file: str) -> Document:

@@ -39,7 +39,7 @@ def test_checkpoints_say_what_the_entries_say(tmp_path: Path) -> None:
             add=[file(n)],
             remove=remove,
             costs=[Cost("d", "x", calls=1)],
-            note={"recipe": str(n)},
+            note={"recipe": str(n), "populations": {}},
         )
     assert [p.name for p in (tmp_path / "log").glob("*.checkpoint.json")] == [f"{CHECKPOINT_EVERY:020d}.checkpoint.json"]
     from_checkpoint = CommitLog(open_store(tmp_path)).state

@@ -1,0 +1,264 @@
+"""The command line. Parses arguments, speaks to people or to machines (--json), turns FoveaError into a message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.logging import RichHandler
+from rich.table import Table
+
+from pipeline import cli_training
+from pipeline.console import AsJson, err, out, progress_bars, put_line, short
+from shards.errors import FoveaError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From a dirty corpus to shards, from shards to a trained model.",
+)
+shards_app = typer.Typer(no_args_is_help=True, help="Look at a dataset.")
+app.add_typer(shards_app, name="shards")
+cli_training.register(app)
+
+RunDir = Annotated[str, typer.Option("--run", help="The run directory: a path or an fsspec URL.")]
+
+
+def main() -> NoReturn:
+    """Entry point of the command `fovea`. Exit codes: 0 done, 1 an error the message explains, 2 wrong usage, 3 samples pending."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)])
+    logging.getLogger("fovea").setLevel(logging.INFO)
+    try:
+        app()
+    except FoveaError as error:
+        err.print(f"[red]{type(error).__name__}[/]: ", end="")
+        err.print(str(error), markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("stopped; what was committed is kept, the same command goes on from there")
+        sys.exit(130)
+    sys.exit(0)
+
+
+@app.command()
+def curate(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships with fovea.")],
+    run: RunDir,
+    address: Annotated[str | None, typer.Option(help="auto, ray://host:port, or nothing for this machine.")] = None,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try errored samples again.")] = False,
+    until: Annotated[str | None, typer.Option(help="Stop after this operator; no shards are written.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe: bring the run up to date with its sources, write the dataset. Safe to repeat, safe to kill."""
+    from pipeline.recipe import load_recipe
+
+    loaded = load_recipe(recipe, until)  # before anything heavy: a recipe that cannot run is refused at once
+    from pipeline.curate import curate as run_it
+    from pipeline.ledger import open_ledger
+    from pipeline.report import report as make
+    from pipeline.report import write_report
+
+    with progress_bars(as_json) as progress:
+        outcome = run_it(loaded, run, address=address, retry_errors=retry_errors, progress=progress)
+    ledger = open_ledger(run)
+    found = make(ledger, loaded)
+    write_report(ledger, found)
+    if as_json:
+        put_line(
+            {
+                "counts": outcome.counts,
+                "calls": outcome.calls,
+                "media_opened": outcome.media_opened,
+                "crashes": outcome.crashes,
+                "changes": asdict(outcome.changes),
+                "dataset": asdict(outcome.dataset) if outcome.dataset else None,
+                "seconds": {k: round(v, 3) for k, v in outcome.seconds.items()},
+            }
+        )
+    else:
+        show_funnel(found)
+        calls = ", ".join(f"{n} {c:,}" for n, c in outcome.calls.items() if c) or "none"
+        seconds = f"{outcome.seconds['total']:.1f} s, of them Ray's start {outcome.seconds['ray']:.1f} s"
+        out.print(f"step calls: {calls}; media opened: {outcome.media_opened:,}; {seconds}")
+        if outcome.dataset:
+            d = outcome.dataset
+            out.print(f"dataset: {d.path} version {d.version}: {d.samples:,} samples, {d.written} shards written, {d.reused} reused")
+        out.print(f"report: {run.rstrip('/')}/report.md")
+    if outcome.pending and until is None:
+        err.print(f"{outcome.pending:,} samples are pending; the same command goes on with them")
+        raise typer.Exit(3)
+
+
+@app.command()
+def plan(recipe: Annotated[str, typer.Argument()], run: RunDir, as_json: AsJson = False) -> None:
+    """What `curate` would run, what is cached, what it would cost. Starts nothing, changes nothing."""
+    from pipeline.plan import make_plan
+    from pipeline.recipe import load_recipe
+
+    found = make_plan(load_recipe(recipe), run)
+    steps = [{"step": s.name, "calls": s.calls, "exact": s.exact, "cached": s.cached, "seconds": s.seconds} for s in found.steps]
+    if as_json:
+        flips = [{"from": a, "to": b, "samples": n} for (a, b), n in found.flips.items()]
+        put_line({"changes": asdict(found.changes), "phases": found.phases, "steps": steps, "counts": found.counts, "flips": flips})
+        return
+    c = found.changes
+    out.print(f"{c.total:,} samples: {c.new:,} new, {c.changed:,} changed, {c.gone:,} gone since the last run")
+    for i, phase in enumerate(found.phases):
+        out.print(f"phase {i + 1}: {phase}", markup=False)
+    table = Table("step", "calls", "cached rows", "seconds at this run's cost so far")
+    for s in found.steps:
+        seconds = "" if s.seconds is None else f"{s.seconds:,.1f}"
+        table.add_row(s.name, f"{'' if s.exact else '≤ '}{s.calls:,}", f"{s.cached:,}", seconds)
+    out.print(table)
+    out.print(" + ".join(f"{n:,} {v}" for v, n in found.counts.items() if v != "inputs") + f" = {found.counts['inputs']:,}")
+    for (a, b), n in found.flips.items():
+        out.print(f"{n:,} samples go from {a} to {b}")
+
+
+@app.command()
+def explain(run: Annotated[str, typer.Argument()], uid: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
+    """A sample's whole life: source, scores, the rule or duplicate that decided, shard and offset, items."""
+    from pipeline.explain import explain as tell
+
+    ledger, recipe = _open(run)
+    found = tell(ledger, recipe, uid)
+    if as_json:
+        put_line(found)
+        return
+    out.print(f"[bold]{found['verdict']}[/]" + (f" by {found['step']}" if found["step"] else "") + f"  {found['uid']}")
+    if found["reason"]:
+        out.print(found["reason"], markup=False)
+    out.print(f"source {found['source']}, key {found['key']}", markup=False)
+    for medium in found["media"]:
+        place = "" if medium["offset"] < 0 else f" at {medium['offset']}"
+        out.print(f"  {medium['kind']} {medium['path']}{place}, {medium['length']:,} bytes, sha256 {medium['sha256']}", markup=False)
+    for key, value in found["texts"].items():
+        out.print(f"  {key}: {short(value)}", markup=False)
+    for event in found["life"]:
+        if "rule" in event:
+            out.print(f"rule {event['rule']}: {event['said']}  ({event['if']})", markup=False)
+        else:
+            scores = event["scores"]
+            told = "not applicable, or not run yet" if scores is None else ", ".join(f"{k} {short(v)}" for k, v in scores.items())
+            out.print(f"step {event['step']}: {told}", markup=False)
+    if found["placement"]:
+        p = found["placement"]
+        out.print(f"in {p['shard']} at offset {p['offset']:,}, {p['bytes']:,} bytes, split {p['split']}")
+    for item in found["items"]:
+        counts = "; ".join(f"{k}: {v['text_tokens']} text + {v['kept_tokens']} visual tokens" for k, v in item["measured"].items())
+        out.print(f"  item {item['task']} {item['n']}  {counts}")
+
+
+@app.command()
+def query(run: Annotated[str, typer.Argument()], sql: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
+    """SQL over the views samples, items, shards, costs."""
+    import duckdb
+
+    from pipeline.query import connect
+
+    ledger, recipe = _open(run)
+    connection = connect(ledger, recipe)
+    try:
+        cursor = connection.execute(sql)
+    except duckdb.Error as error:
+        err.print(f"the query cannot run: {error}", markup=False)
+        raise typer.Exit(1) from error
+    names = [d[0] for d in cursor.description or []]
+    if as_json:
+        while rows := cursor.fetchmany(10_000):
+            for row in rows:
+                put_line(dict(zip(names, row, strict=True)))
+        return
+    table = Table(*names)
+    rows = cursor.fetchmany(1_000)
+    for row in rows:
+        table.add_row(*("" if v is None else short(v) for v in row))
+    out.print(table)
+    if len(rows) == 1_000:
+        err.print("the first 1,000 rows; --json prints all")
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
+    """Write report.md and report.json anew and show the funnel."""
+    from pipeline.report import report as make
+    from pipeline.report import write_report
+
+    ledger, recipe = _open(run)
+    found = make(ledger, recipe)
+    write_report(ledger, found)
+    put_line(found) if as_json else show_funnel(found)
+
+
+@shards_app.command("verify")
+def shards_verify(dataset: Annotated[str, typer.Argument()], as_json: AsJson = False) -> None:
+    """Read every byte of a dataset against its checksums; exit code 1 if anything is damaged."""
+    from shards.verify import verify
+
+    faults = verify(dataset)
+    for fault in faults:
+        if as_json:
+            put_line(asdict(fault))
+        else:
+            out.print(" ".join(str(v) for v in (fault.shard, fault.uid, fault.member, fault.what) if v), markup=False)
+    if faults:
+        raise typer.Exit(1)
+    if not as_json:
+        out.print("every byte is as the manifest says")
+
+
+@shards_app.command("show")
+def shards_show(
+    dataset: Annotated[str, typer.Argument()], uid: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False
+) -> None:
+    """The shards of a dataset, or one sample of it."""
+    from shards.reader import Dataset
+
+    opened = Dataset.open(dataset)
+    if uid is not None:
+        (raw,) = opened.read([uid])
+        record = json.loads(raw.json)
+        put_line(record) if as_json else out.print_json(data=record)
+        return
+    manifest = opened.manifest
+    if as_json:
+        for shard in manifest.shards:
+            put_line(asdict(shard))
+        return
+    out.print(f"{manifest.name}, version {manifest.version}, profiles: {', '.join(manifest.profiles) or 'none'}")
+    table = Table("shard", "split", "samples", "items", "MB", "sha256")
+    for shard in manifest.shards:
+        table.add_row(shard.path, shard.split, f"{shard.samples:,}", f"{shard.items:,}", f"{shard.bytes / 1e6:,.1f}", shard.sha256[:16])
+    out.print(table)
+
+
+def _open(run: str) -> tuple[Any, Any]:
+    """The ledger of a run for reading, and the recipe it was last curated with."""
+    from pipeline.ledger import open_ledger
+    from pipeline.recipe import load_run_recipe
+
+    ledger = open_ledger(run)
+    return ledger, load_run_recipe(ledger.store)
+
+
+def show_funnel(found: dict[str, Any]) -> None:
+    """The funnel with reasons as tables."""
+    table = Table("source", "kept", "rejected", "errored", "pending")
+    for source, verdicts in sorted(found["sources"].items()):
+        table.add_row(source, *(f"{verdicts.get(v, 0):,}" for v in ("kept", "rejected", "errored", "pending")))
+    out.print(table)
+    if found["reasons"]:
+        reasons = Table("verdict", "step", "reason", "samples")
+        for r in found["reasons"]:
+            reasons.add_row(r["verdict"], r["step"], short(r["reason"]), f"{r['samples']:,}")
+        out.print(reasons)
+    out.print(" + ".join(f"{found['verdicts'][v]:,} {v}" for v in found["verdicts"]) + f" = {found['inputs']:,} inputs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Speaking to people and to machines: consoles, progress, JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+@contextmanager
+def progress_bars(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on a terminal, a line for each tenth elsewhere, nothing with --json."""
+    if as_json:
+        yield lambda what, done, total: None
+        return
+    if not err.is_terminal:
+        said: dict[str, int] = {}
+
+        def line(what: str, done: int, total: int) -> None:
+            tenth = 10 * done // max(total, 1)
+            if said.get(what) != tenth:
+                said[what] = tenth
+                err.print(f"{what}: {done:,} of {total:,}")
+
+        yield line
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err) as bars:
+        tasks: dict[str, Any] = {}
+
+        def bar(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield bar
+
+
+def short(value: Any) -> str:
+    """A value on one line, at most 160 characters."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 160 else text[:157] + "…"
+
+
+def put_line(value: Any) -> None:
+    """One JSON object on a line of its own, to standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")

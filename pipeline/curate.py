@@ -1,0 +1,229 @@
+"""One run of a recipe, from the sources to the manifest: scan, then segment after segment, then the dataset. Safe to repeat."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import cluster
+from pipeline.committer import Committer
+from pipeline.dataset import Published, publish
+from pipeline.ledger import VERDICTS, Ledger, first, name, open_ledger
+from pipeline.log import Cost
+from pipeline.pools import stream
+from pipeline.recipe import Recipe, StepOp, keep_in_run
+from pipeline.scan import Changes, update_listing
+from pipeline.verdicts import Judge, Segment, global_schema, global_table, step_table
+from pipeline.work import pools_of, work_fields_of, write_work
+from shards.errors import InfrastructureError
+
+log = logging.getLogger("fovea")
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run did. calls: step calls by name; media_opened: by the steps; counts: verdicts now."""
+
+    changes: Changes
+    counts: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    media_opened: int = 0
+    crashes: int = 0
+    dataset: Published | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> int:
+        return self.counts.get("pending", 0)
+
+
+def curate(
+    recipe: Recipe,
+    run: str,
+    *,
+    address: str | None = None,
+    retry_errors: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Outcome:
+    """Bring the run up to date with its sources and its recipe. A recipe that was cut (`load_recipe(…, until=…)`) writes no shards.
+
+    Raises FoveaError for what ends a run (docs/ledger.md); whatever was committed stays, and running again goes on from there.
+    """
+    started = time.monotonic()
+    cluster.connect(address, [op.op for op in recipe.ops if isinstance(op, StepOp)])
+    seconds = {"ray": time.monotonic() - started}
+    ledger = open_ledger(run, write=True)
+    try:
+        ledger.sweep()
+        keep_in_run(ledger.store, recipe)
+        if retry_errors:
+            forget_errors(ledger, recipe)
+        outcome = _run(ledger, recipe, progress, seconds, write=recipe.until is None)
+    finally:
+        ledger.close()
+    outcome.seconds["total"] = time.monotonic() - started
+    return outcome
+
+
+def forget_errors(ledger: Ledger, recipe: Recipe) -> int:
+    """Leave the errored rows of the recipe's steps out of the ledger, so that they are computed again; how many there were."""
+    files, remove, count = [], [], 0
+    for op in recipe.ops:
+        if not isinstance(op, StepOp) or op.step.shape != "annotator":
+            continue
+        for i, file in enumerate(ledger.files(step_table(op))):
+            rows = ledger.read(file)
+            kept = rows.filter(pc.is_null(rows["error"]))
+            if kept.num_rows == rows.num_rows:
+                continue
+            count += rows.num_rows - kept.num_rows
+            remove.append(file.path)
+            if kept.num_rows:
+                files.append(ledger.write(file.table, kept, f"r{i}"))
+    if remove:
+        ledger.commit("steps", {}, files=files, remove=remove, note={"retried": count})
+    return count
+
+
+def _run(ledger: Ledger, recipe: Recipe, progress: Progress, seconds: dict[str, float], write: bool) -> Outcome:
+    at = time.monotonic()
+    changes = update_listing(ledger, recipe.sources)
+    seconds["scan"] = time.monotonic() - at
+    outcome = Outcome(changes, seconds=seconds)
+    connection = ledger.connect()
+    try:
+        judge = Judge(connection, ledger, recipe)
+        at = time.monotonic()
+        for segment in judge.segments:
+            _run_segment(judge, segment, outcome, progress)
+        seconds["steps"] = time.monotonic() - at
+        outcome.counts = counts(connection, judge)
+        store_verdicts(connection, judge)
+        if write and outcome.pending == 0:
+            at = time.monotonic()
+            outcome.dataset = publish(judge, outcome.counts, progress)
+            seconds["write"] = time.monotonic() - at
+        if ledger.needs_compaction():
+            ledger.compact()
+    finally:
+        connection.close()
+    return outcome
+
+
+def _run_segment(judge: Judge, segment: Segment, outcome: Outcome, progress: Progress) -> None:
+    """Bring one segment up to date: its global step, then its annotators until nobody is pending."""
+    judge.judge(segment)
+    if segment.global_step is not None:
+        index, op = segment.global_step
+        if first(judge.connection, f"select 1 from state{segment.number} where op = {index} limit 1"):
+            progress(op.name, 0, 1)
+            run_global(judge, segment, op)
+            outcome.calls[op.name] = outcome.calls.get(op.name, 0) + 1
+            judge.judge(segment)
+            progress(op.name, 1, 1)
+    waiting = _pending(judge, segment)
+    while waiting:
+        _annotate(judge, segment, outcome, progress, waiting)
+        judge.judge(segment)
+        left = _pending(judge, segment)
+        if left >= waiting:
+            raise InfrastructureError(f"{left} samples of segment {segment.number} stay pending though their steps have run; this is a bug")
+        waiting = left
+
+
+def _pending(judge: Judge, segment: Segment) -> int:
+    query = f"select count(*) from state{segment.number} where status = 'pending'"
+    return int(first(judge.connection, query)[0])
+
+
+def run_global(judge: Judge, segment: Segment, op: StepOp) -> None:
+    """Compute a global step over its population and commit the result under (step, population)."""
+    at = time.monotonic()
+    rows = global_rows(judge, segment, op)
+    cost = Cost(op.digest, op.name, calls=1, rows=rows.num_rows, seconds=time.monotonic() - at)
+    table = global_table(op, judge.populations[op.digest])
+    judge.ledger.commit("global", {table: rows}, costs=[cost], note={"population": judge.populations[op.digest]})
+
+
+def global_rows(judge: Judge, segment: Segment, op: StepOp) -> pa.Table:
+    """The result of a global step for the population of a judged segment: a pure function of both."""
+    assert op.step.reduce is not None
+    population = judge.connection.sql(judge.population_columns_sql(segment, op)).to_arrow_table()
+    result = op.step.reduce(op.what, population)
+    schema = global_schema(op)
+    if result.num_rows != population.num_rows:
+        raise InfrastructureError(
+            f"step {op.name} answered {result.num_rows} rows for a population of {population.num_rows}: a bug of the step"
+        )
+    return result.select(schema.names).cast(schema)
+
+
+def _annotate(judge: Judge, segment: Segment, outcome: Outcome, progress: Progress, waiting: int) -> None:
+    work = judge.ledger.scratch() / f"segment-{segment.number}.parquet"
+    tasks = write_work(judge, segment, work, work_fields_of(judge, segment))
+    committer = Committer(judge.ledger)
+    limits = {op.name: op.max_errors for _, op in segment.ops if isinstance(op, StepOp) and op.max_errors is not None}
+    errors: dict[str, int] = {}
+    done = 0
+    what = " + ".join(op.name for _, op in segment.ops if isinstance(op, StepOp) and op.step.shape == "annotator")
+    progress(what, 0, waiting)
+    try:
+        for header, tables in stream(tasks, pools_of(segment), judge.recipe.limits):
+            tables.pop("onward", None)
+            outcome.media_opened += header["media_opened"]
+            outcome.crashes += header["crashes"]
+            done += header["rows"]
+            for cost in header["costs"]:
+                outcome.calls[cost["name"]] = outcome.calls.get(cost["name"], 0) + cost["calls"]
+                errors[cost["name"]] = errors.get(cost["name"], 0) + cost["errors"]
+            committer.add(header, tables)
+            progress(what, done, waiting)
+            _check_errors(limits, errors, done)
+    finally:
+        committer.flush()
+    work.unlink(missing_ok=True)
+
+
+def _check_errors(limits: dict[str, float], errors: dict[str, int], done: int) -> None:
+    """`max_errors` of a step: a number of samples, or below 1 a share of those done (looked at from 1,000 on)."""
+    for step, limit in limits.items():
+        count = errors.get(step, 0)
+        if (limit >= 1 and count > limit) or (limit < 1 and done >= 1000 and count > limit * done):
+            raise InfrastructureError(
+                f"step {step}: {count} of {done} samples errored, max_errors is {limit:g}; what is done is kept. "
+                "Look at `fovea query RUN \"select reason, count(*) from samples where verdict = 'errored' group by 1\"`"
+            )
+
+
+def counts(connection: duckdb.DuckDBPyConnection, judge: Judge) -> dict[str, int]:
+    """Verdicts by name: kept, rejected, errored, split, pending, and `inputs`, their sum."""
+    found = dict(connection.execute(f"select verdict, count(*) from {judge.verdict_sql()} group by 1").fetchall())
+    known = {v: int(found.get(v, 0)) for v in ("kept", "rejected", "errored", "split", "pending")}
+    return {"inputs": sum(known.values()), **known}
+
+
+def store_verdicts(connection: duckdb.DuckDBPyConnection, judge: Judge) -> None:
+    """Commit the verdicts as of now (for readers in a hurry), unless the stored ones already are."""
+    ledger = judge.ledger
+    if verdicts_are_current(ledger, judge.recipe):
+        return
+    reader = connection.sql(f"select {', '.join(map(name, VERDICTS.names))} from {judge.verdict_sql()} order by uid").to_arrow_reader(
+        20_000
+    )
+    old = [f.path for f in ledger.files("verdicts")]
+    files = [ledger.write("verdicts", reader.cast(VERDICTS), "v")]
+    ledger.commit("verdicts", {}, files=files, remove=old, note={"recipe": judge.recipe.digest, "populations": judge.populations})
+
+
+def verdicts_are_current(ledger: Ledger, recipe: Recipe) -> bool:
+    """Whether the stored verdicts are of this recipe and nothing that may change them was committed since."""
+    state = ledger.log.state
+    return state.verdicts_seq > state.changed and state.verdicts["recipe"] == recipe.digest

@@ -1,0 +1,329 @@
+"""The dataset of a run: kept samples cut into shards by what the ledger knows, written by independent tasks, the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from pipeline.ledger import PLACEMENTS, Ledger, first, name, quote
+from pipeline.recipe import Recipe, StepOp
+from pipeline.shardwork import ShardTask, write_one
+from pipeline.verdicts import Judge, work_value
+from shards.errors import ShardError
+from shards.index import ITEM_FIELDS, MEASURE_TYPE, index_schema
+from shards.manifest import MANIFEST, Manifest, ShardInfo, load_manifest, profile_entries, save_manifest, version_folder
+from shards.profile import Profile
+from shards.publish import publish_index
+from shards.reader import Dataset
+from shards.sample import digest_of
+from shards.store import Store, open_store
+from shards.writer import score_name
+
+SAMPLE_OVERHEAD = 3 * 1024  # headers, padding and JSON of a sample, for cutting; shards are cut by estimate, never split a sample
+BATCH = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What `publish` did. written: new tars; reused: tars of older versions; reindexed: of them, those with a new index."""
+
+    version: str
+    path: str
+    written: int
+    reused: int
+    reindexed: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a dataset holds besides the samples: the operators that give items, measures and scores."""
+
+    compose: StepOp | None
+    measures: tuple[tuple[StepOp, Profile], ...]
+    scores: tuple[tuple[str, pa.DataType, str], ...]  # index column, type, column of the recipe
+
+    @property
+    def schema(self) -> pa.Schema:
+        return index_schema([pa.field(n, t) for n, t, _ in self.scores], [p.name for _, p in self.measures])
+
+
+def layout_of(recipe: Recipe) -> Layout:
+    """Raises ShardError if two measure steps use the same profile name."""
+    steps = [op for op in recipe.ops if isinstance(op, StepOp)]
+    compose = next((op for op in reversed(steps) if op.op == "compose"), None)
+    measures = tuple((op, op.what.loaded_profile()) for op in steps if op.op == "measure")
+    names = [p.name for _, p in measures]
+    if len(set(names)) != len(names):
+        raise ShardError(f"{recipe.path}: two measure steps have the profile {names}; a profile is measured once")
+    aside = {"compose", "measure"}
+    scores = tuple((score_name(c.name), c.type, c.name) for op in steps if op.op not in aside for c in op.columns if not c.wide)
+    return Layout(compose, measures, scores)
+
+
+def publish(judge: Judge, counts: dict[str, int], progress: Callable[[str, int, int], None]) -> Published:
+    """Write what is kept now as a version of the dataset; nothing if the newest version is that already. All segments must be judged."""
+    ledger, recipe = judge.ledger, judge.recipe
+    path = dataset_url(ledger, recipe)
+    store = open_store(path)
+    layout = layout_of(recipe)
+    old = load_manifest(store) if store.exists(MANIFEST) else None
+    _kept(judge, layout)
+    version = _version(judge, layout, old, counts)
+    if old is not None and old.version == version:
+        return Published(version, path, 0, len(old.shards), 0, sum(s.samples for s in old.shards))
+    reused = _reuse(judge, layout, store, old, version) if old is not None else []
+    tasks = _cut(judge, layout, store, version)
+    infos = _write(tasks, progress)
+    shards = [*(info for info, _ in reused), *infos]
+    _commit_placements(judge, store, shards, version)
+    manifest = Manifest(
+        name=recipe.name,
+        version=version,
+        recipe=recipe.digest,
+        shards=tuple(shards),
+        previous=old.version if old is not None else None,
+        profiles=profile_entries([p for _, p in layout.measures]),
+        scores=tuple((n, str(t)) for n, t, _ in layout.scores),
+        counts=counts,
+    )
+    save_manifest(store, manifest)
+    reindexed = sum(1 for _, new in reused if new)
+    return Published(version, path, len(infos), len(reused), reindexed, sum(s.samples for s in shards))
+
+
+def dataset_url(ledger: Ledger, recipe: Recipe) -> str:
+    """`write.path` of the recipe: absolute or a URL, or below the run."""
+    where = recipe.write.path
+    return where if "://" in where or Path(where).is_absolute() else ledger.store.url(where)
+
+
+def _kept(judge: Judge, layout: Layout) -> None:
+    """Temp table `kept`: identity, place, size, split, and `sample`, which says what of it lies in a tar."""
+    last = len(judge.segments) - 1
+    group = next(
+        (
+            c.name
+            for op in judge.recipe.ops
+            if isinstance(op, StepOp) and op.op == "deduplicate"
+            for c in op.columns
+            if c.name.endswith("group")
+        ),
+        None,
+    )
+    select, joins = judge.columns_sql([group] if group else [], before=len(judge.recipe.ops))
+    same = f"coalesce({', '.join([*(s.split(' as ')[0] for s in select), 'b.uid'])})"
+    items = quote(layout.compose.digest if layout.compose else "-")
+    judge.connection.execute(
+        f"create or replace temp table kept as select *, content || '|' || text_fp || '|' || split || '|' || {items} as sample from ("
+        f"select b.uid, b.source, b.key, b.kind, b.unit, b.content, b.text_fp, b.media_stamp, {_split_sql(judge.recipe, same)} as split, "
+        f"b.media_bytes + 2 * (b.caption_chars + b.transcription_chars + b.text_chars) + {SAMPLE_OVERHEAD} as size "
+        f"from state{last} b {' '.join(joins)} where b.op is null)"
+    )
+
+
+def _split_sql(recipe: Recipe, group: str) -> str:
+    """The split of a sample by the hash of its duplicate group, so that no near-copy crosses."""
+    place = f"(('0x' || md5({group})[1:8])::bigint / 4294967296.0)"
+    cases, low = [], 0.0
+    for split, share in recipe.split.items():
+        cases.append(f"when {place} >= {low} and {place} < {low + share} then {quote(split)}")
+        low += share
+    return f"case {' '.join(cases)} else 'train' end" if cases else "'train'"
+
+
+def _version(judge: Judge, layout: Layout, old: Manifest | None, counts: dict[str, int]) -> str:
+    """Digest of the kept samples in order and of everything that decides how they are written."""
+    recipe = judge.recipe
+    steps = [op.digest for op in recipe.ops if isinstance(op, StepOp)]
+    digest = hashlib.sha256()
+    reader = judge.connection.sql("select uid, sample, source, key, unit from kept order by split, source, unit, uid").to_arrow_reader(
+        BATCH
+    )
+    for batch in reader:
+        for column in batch.columns:
+            digest.update("\n".join(column.to_pylist()).encode("utf-8", "surrogatepass"))
+    settings = [recipe.name, recipe.digest, steps, recipe.write.max_bytes, recipe.write.max_samples, str(layout.schema), counts]
+    return digest_of(digest.hexdigest(), settings)
+
+
+def _reuse(judge: Judge, layout: Layout, store: Store, old: Manifest, version: str) -> list[tuple[ShardInfo, bool]]:
+    """(entry, whether its index is new) of the old tars that still hold kept samples as they are; those samples leave `kept_new`."""
+    con = judge.connection
+    con.execute(
+        "create or replace temp table placed as select k.uid, p.shard from kept k "
+        f"join {judge.scan('placements')} p on p.uid = k.uid and p.sample = k.sample"
+    )
+    dataset = Dataset.open(store.url(f"{version_folder(old.version)}/{MANIFEST}"))
+    found: list[tuple[ShardInfo, bool]] = []
+    for shard in old.shards:
+        con.execute(f"create or replace temp table here as select uid from placed where shard = {quote(shard.path)}")
+        count = first(con, "select count(*) from here")[0]
+        if count == 0:
+            continue
+        index = dataset.shard_index(shard)
+        table = _reindexed(judge, layout, index)
+        if table.equals(index):
+            found.append((shard, False))
+        else:
+            found.append((publish_index(store, version_folder(version), shard, table), True))
+    con.execute("create or replace temp table kept_new as select * from kept anti join placed using (uid)")
+    return found
+
+
+def _reindexed(judge: Judge, layout: Layout, index: pa.Table) -> pa.Table:
+    """The index of an old tar as it is now: rows of samples that stay (temp table `here`), with today's scores and measures."""
+    con = judge.connection
+    fixed = index.select([f.name for f in ITEM_FIELDS]).append_column("_row", pa.array(range(index.num_rows), pa.int64()))
+    con.register("old_index", fixed)
+    select, joins = judge.columns_sql([c for _, _, c in layout.scores], before=len(judge.recipe.ops), first=True)
+    values = ", ".join(["b.uid", *select])
+    con.execute(
+        f"create or replace temp table now_scores as select {values} "
+        f"from (select k.* from kept k semi join here using (uid)) b {' '.join(joins)}"
+    )
+    parts = [f"i.{name(f.name)}" for f in ITEM_FIELDS]
+    parts += [f"s.{name(c)} as {name(n)}" for n, _, c in layout.scores]
+    measured_joins = []
+    for k, (op, profile) in enumerate(layout.measures):
+        column = next(c.name for c in op.columns if c.wide)
+        chosen, joined = judge.columns_sql([column], before=len(judge.recipe.ops))
+        con.execute(
+            f"create or replace temp table now_measure{k} as select b.uid, {', '.join(chosen)} "
+            f"from (select k.* from kept k semi join here using (uid)) b {' '.join(joined)}"
+        )
+        place = "case when i.n >= 0 then row_number() over (partition by i.uid order by i._row) end"
+        parts.append(f"m{k}.{name(column)}[{place}] as {name(profile.name)}")
+        measured_joins.append(f"left join now_measure{k} m{k} on m{k}.uid = i.uid")
+    query = f"select {', '.join(parts)} from old_index i join now_scores s on s.uid = i.uid {' '.join(measured_joins)} order by i._row"
+    table = con.sql(query).to_arrow_table()
+    con.unregister("old_index")
+    return _to_schema(table, layout.schema)
+
+
+def _to_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Columns rebuilt under the index's exact types (DuckDB gives equal values under nullable ones)."""
+    columns = []
+    for field in schema:
+        values = table.column(field.name).to_pylist()
+        if field.type == MEASURE_TYPE:
+            keys = [f.name for f in MEASURE_TYPE]
+            values = [None if v is None else {k: v[k] for k in keys} for v in values]
+        columns.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(columns, schema=schema.remove_metadata())
+
+
+def _cut(judge: Judge, layout: Layout, store: Store, version: str) -> list[ShardTask]:
+    """The work file of the shards to write, a row group for each shard, and its tasks. Order: split, source, unit, uid."""
+    con, recipe = judge.connection, judge.recipe
+    table = "kept_new" if first(con, "select 1 from duckdb_tables() where table_name = 'kept_new'") else "kept"
+    select, joins = judge.columns_sql([c for _, _, c in layout.scores], before=len(recipe.ops), first=True)
+    formats = next(
+        (f"{work_value(op, f's{i}', 'format')} as _formats" for i, op in enumerate(recipe.ops) if _is_probe(op)), "null as _formats"
+    )
+    wanted = [c.name for c in layout.compose.columns if c.wide] if layout.compose else []
+    wanted += [c.name for op, _ in layout.measures for c in op.columns if c.wide]
+    wide, wide_joins = judge.columns_sql(wanted, before=len(recipe.ops))
+    select, joins = [*select, formats, *wide], [*joins, *wide_joins]
+    columns = ", ".join(
+        [
+            "b.uid",
+            "b.source",
+            "b.key",
+            "b.kind",
+            "b.split as _split",
+            "b.size as _size",
+            "r.media as _media",
+            "r.texts as _texts",
+            "c.sha256 as _sha256",
+            *select,
+        ]
+    )
+    query = (
+        f"select {columns} from {table} b join {judge.scan('records')} r on r.uid = b.uid "
+        f"left join {judge.scan('contents')} c on c.uid = b.uid and c.stamp = b.media_stamp {' '.join(joins)} "
+        "order by b.split, b.source, b.unit, b.uid"
+    )
+    path = judge.ledger.scratch() / f"shards-{version}.parquet"
+    tasks: list[ShardTask] = []
+    reader = con.sql(query).to_arrow_reader(BATCH)
+    profiles = {p.name: next(c.name for c in op.columns if c.wide) for op, p in layout.measures}
+    items = next((c.name for c in layout.compose.columns if c.wide), None) if layout.compose else None
+    with pq.ParquetWriter(path, reader.schema, compression="lz4") as writer:
+        for split, number, rows in _shards(reader, recipe.write.max_bytes, recipe.write.max_samples):
+            shard = f"{split}-{number:06d}"
+            writer.write_table(rows, row_group_size=max(rows.num_rows, 1))
+            scores = {n: c for n, _, c in layout.scores}
+            schema = layout.schema.serialize().to_pybytes()
+            tasks.append(
+                ShardTask(
+                    str(path), len(tasks), shard, store.url(), version_folder(version), schema, items, scores, profiles, recipe.limits
+                )
+            )
+    return tasks
+
+
+def _is_probe(op: object) -> bool:
+    return isinstance(op, StepOp) and op.op == "probe"
+
+
+def _shards(reader: pa.RecordBatchReader, max_bytes: int, max_samples: int) -> Iterator[tuple[str, int, pa.Table]]:
+    """(split, number, rows) of each shard, in order; a sample that alone is larger than a shard has one of its own."""
+    held: list[pa.RecordBatch] = []
+    split: str | None = None
+    count = size = number = 0
+    for batch in reader:
+        splits, sizes = batch.column("_split").to_pylist(), batch.column("_size").to_pylist()
+        start = 0
+        for i, (this, bytes_) in enumerate(zip(splits, sizes, strict=True)):
+            full = count and (size + bytes_ > max_bytes or count == max_samples)
+            if (split is not None and this != split) or full:
+                held.append(batch.slice(start, i - start))
+                yield split or "", number, pa.Table.from_batches(held)
+                number = number + 1 if this == split else 0
+                held, count, size, start = [], 0, 0, i
+            split = this
+            count += 1
+            size += bytes_
+        held.append(batch.slice(start))
+    if count:
+        yield split or "", number, pa.Table.from_batches(held)
+
+
+def _write(tasks: list[ShardTask], progress: Callable[[str, int, int], None]) -> list[ShardInfo]:
+    """Entries of all tasks in order; each is safe to repeat, on any machine."""
+    progress("write shards", 0, len(tasks))
+    if not tasks:
+        return []
+    write = ray.remote(num_cpus=1, max_retries=3)(write_one)
+    running = {write.remote(task): i for i, task in enumerate(tasks)}
+    infos: list[ShardInfo | None] = [None] * len(tasks)
+    waiting = list(running)
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        for ref in done:
+            infos[running[ref]] = ray.get(ref)
+        progress("write shards", len(tasks) - len(waiting), len(tasks))
+    Path(tasks[0].file).unlink(missing_ok=True)
+    return [info for info in infos if info is not None]
+
+
+def _commit_placements(judge: Judge, store: Store, shards: list[ShardInfo], version: str) -> None:
+    """Remember in which tar each kept sample lies, and as what."""
+    con = judge.connection
+    dataset_rows = []
+    for shard in shards:
+        with store.open(shard.index) as file:
+            uids = pq.read_table(file, columns=["uid"]).column("uid").unique()
+        dataset_rows.append(pa.table({"uid": uids.cast(pa.string()), "shard": pa.array([shard.path] * len(uids), pa.string())}))
+    con.register("new_places", pa.concat_tables(dataset_rows) if dataset_rows else PLACEMENTS.empty_table())
+    rows = con.sql("select n.uid, n.shard, k.sample from new_places n join kept k using (uid)").to_arrow_table()
+    con.unregister("new_places")
+    old = [f.path for f in judge.ledger.files("placements")]
+    judge.ledger.commit("dataset", {"placements": rows.cast(PLACEMENTS)}, remove=old, note={"version": version, "shards": len(shards)})

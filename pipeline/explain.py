@@ -1,0 +1,138 @@
+"""A sample's whole life: source, every score, the rule that rejected it or the duplicate that replaced it, its shard, its items."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from curation.rows import row_schema
+from pipeline.curate import verdicts_are_current
+from pipeline.dataset import dataset_url
+from pipeline.ledger import Ledger, first, name, quote
+from pipeline.recipe import Recipe, RuleOp, StepOp
+from pipeline.verdicts import Judge, fingerprint_sql, step_table
+from shards.errors import LedgerError
+from shards.index import ITEM_FIELDS
+from shards.manifest import MANIFEST, load_manifest
+from shards.store import open_store
+
+
+def explain(ledger: Ledger, recipe: Recipe, uid: str) -> dict[str, Any]:
+    """What the ledger and the dataset know of a sample. `uid` may be a unique beginning of 6 or more digits. Raises LedgerError.
+
+    Keys: uid, source, key, verdict, step, reason, listing, media, texts, life (operators in order with what each said), placement, items.
+    """
+    connection = ledger.connect()
+    try:
+        uid = _find(ledger, connection, uid)
+        judge = Judge(connection, ledger, recipe, uid)
+        if verdicts_are_current(ledger, recipe):
+            judge.populations.update(ledger.log.state.verdicts["populations"])
+        judge.run()
+        verdict = _one(connection, judge.verdict_sql())
+        listing = _one(connection, judge.scan("listing"))
+        record = _one(connection, judge.scan("records"))
+        contents = _one(connection, f"(select * from {judge.scan('contents')} where stamp = {quote(listing['media_stamp'] or '')})")
+        return {
+            "uid": uid,
+            "source": listing["source"],
+            "key": listing["key"],
+            "verdict": verdict["verdict"],
+            "step": verdict["step"],
+            "reason": verdict["reason"],
+            "listing": {k: v for k, v in listing.items() if k not in ("uid", "source", "key") and v is not None},
+            "media": [{**m, "sha256": s} for m, s in zip(record["media"], _digests(contents, record), strict=True)],
+            "texts": {k: v for k, v in json.loads(record["texts"]).items() if v},
+            "life": _life(judge, verdict["op"]),
+            **_in_dataset(ledger, recipe, uid, connection),
+        }
+    finally:
+        connection.close()
+
+
+def _find(ledger: Ledger, connection: Any, uid: str) -> str:
+    if len(uid) == 32:
+        found = connection.execute(f"select uid from {ledger.scan(connection, 'listing', uid=uid)}").fetchall()
+    elif len(uid) >= 6:
+        found = connection.execute(
+            f"select uid from {ledger.scan(connection, 'listing')} where starts_with(uid, {quote(uid)}) limit 3"
+        ).fetchall()
+    else:
+        raise LedgerError(f"{uid!r} is too short for a uid: give 6 digits or more")
+    if not found:
+        raise LedgerError(
+            f'no sample {uid} in {ledger.store.url("")}; find uids with `fovea query RUN "select uid, source, key from samples"`'
+        )
+    if len(found) > 1:
+        raise LedgerError(f"several samples begin with {uid}: {', '.join(u for (u,) in found)}, …; give more digits")
+    return str(found[0][0])
+
+
+def _life(judge: Judge, decided: int | None) -> list[dict[str, Any]]:
+    """The operators in order: what each step wrote (narrow columns), which rule rejected; operators after the deciding one saw nothing."""
+    life = []
+    last = len(judge.segments) - 1
+    states = {op_index: k for k, segment in enumerate(judge.segments) for op_index, _ in segment.ops}
+    for i, op in enumerate(judge.recipe.ops):
+        if decided is not None and decided >= 0 and i > decided:
+            break
+        if decided == -1:
+            break
+        if isinstance(op, RuleOp):
+            said = "rejected or in error" if i == decided else "passed"
+            life.append({"rule": op.name, "if": op.rule.expression, "said": said, "implied_by": op.implied_by})
+            continue
+        life.append({"step": op.name, "digest": op.digest, "scores": _scores(judge, op, min(states.get(i, last), judge.judged))})
+    return life
+
+
+def _scores(judge: Judge, op: StepOp, state: int) -> dict[str, Any] | None:
+    base = f"(select * from state{state})"
+    if op.step.shape == "global":
+        query = f"(select s.* exclude (uid) from {base} b join {judge.global_scan(op)} s on s.uid = b.uid)"
+    else:
+        scan = judge.scan(step_table(op), row_schema(op.step, op.what, wide=False))
+        query = f"(select s.* exclude (uid) from {base} b join {scan} s on s.uid = b.uid and s.fp = {fingerprint_sql(op.roots)})"
+    row = judge.connection.sql(f"select * from {query}").to_arrow_table().to_pylist()
+    if not row:
+        return None
+    found = {k: v for k, v in row[0].items() if k not in ("fp", "_more") and not (k == "error" and v is None)}
+    more = row[0].get("_more")
+    return {**found, "further media": more} if more else found
+
+
+def _in_dataset(ledger: Ledger, recipe: Recipe, uid: str, connection: Any) -> dict[str, Any]:
+    placed = first(connection, f"select shard from {ledger.scan(connection, 'placements', uid=uid)}")
+    store = open_store(dataset_url(ledger, recipe))
+    if not placed or not store.exists(MANIFEST):
+        return {"placement": None, "items": []}
+    shard = next((s for s in load_manifest(store).shards if s.path == placed[0]), None)
+    if shard is None:
+        return {"placement": None, "items": []}
+    index = store.local_path(shard.index) or store.url(shard.index)
+    profiles = [f"{name(p)}: {name(p)}" for p in load_manifest(store).profiles]
+    measured = f", {{{', '.join(profiles)}}} as measured" if profiles else ", null as measured"
+    fixed = [f.name for f in ITEM_FIELDS if f.name in ("task", "n", "split", "offset", "bytes")]
+    query = f"select {', '.join(map(name, fixed))}{measured} from read_parquet({quote(str(index))}) where uid = {quote(uid)}"
+    rows = connection.sql(query).to_arrow_table().to_pylist()
+    if not rows:
+        return {"placement": None, "items": []}
+    items = [{"task": r["task"], "n": r["n"], "measured": _counts(r["measured"])} for r in rows if r["task"]]
+    return {
+        "placement": {"shard": shard.path, "split": rows[0]["split"], "offset": rows[0]["offset"], "bytes": rows[0]["bytes"]},
+        "items": items,
+    }
+
+
+def _counts(measured: dict[str, Any] | None) -> dict[str, Any]:
+    return {profile: {k: v for k, v in m.items() if k != "media"} for profile, m in (measured or {}).items() if m}
+
+
+def _digests(contents: dict[str, Any], record: dict[str, Any]) -> list[str | None]:
+    found = contents.get("sha256") or []
+    return found if len(found) == len(record["media"]) else [None] * len(record["media"])
+
+
+def _one(connection: Any, relation: str) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = connection.sql(f"select * from {relation} limit 1").to_arrow_table().to_pylist()
+    return rows[0] if rows else {}

@@ -1,0 +1,128 @@
+"""What a run would do, and nothing else: verdicts as they would be, step calls to come, which verdicts flip. No Ray, no media opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from curation.rows import row_schema
+from pipeline.curate import counts, global_rows
+from pipeline.ledger import Ledger, first, open_ledger
+from pipeline.log import CommitLog
+from pipeline.recipe import Recipe, RuleOp, StepOp
+from pipeline.scan import Changes, overlay
+from pipeline.verdicts import Judge, Segment, applies_sql, fingerprint_sql, global_table, step_table
+from shards.store import open_store
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Calls that a step would get: samples at level "sample", media at level "medium".
+
+    exact: the number itself; else an upper bound, because a rule over columns that are not there yet, or a global step, stands before it.
+    cached: rows that are there already. seconds: at the cost measured in this run so far; None where there is none.
+    """
+
+    name: str
+    digest: str
+    calls: int
+    exact: bool
+    cached: int
+    seconds: float | None = None
+
+
+@dataclass(slots=True)
+class RunPlan:
+    """flips: (verdict now, verdict then) → samples, of those whose verdict is stored; `then` counts pending ones as pending."""
+
+    changes: Changes
+    phases: list[str] = field(default_factory=list)
+    steps: list[StepPlan] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    flips: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+def make_plan(recipe: Recipe, run: str) -> RunPlan:
+    """Plan a run of `recipe` in the run directory `run`, which need not exist and is not touched. Raises FoveaError."""
+    ledger = _open(run)
+    connection = ledger.connect()
+    try:
+        plan = RunPlan(overlay(connection, ledger, recipe.sources))
+        judge = Judge(connection, ledger, recipe)
+        plan.phases = [phase_text(segment) for segment in judge.segments if segment.ops]
+        upstream = 0  # samples that wait in an earlier segment: how many of them come here nobody knows
+        for segment in judge.segments:
+            upstream = _plan_segment(judge, segment, plan, upstream)
+        plan.counts = counts(connection, judge)
+        if ledger.files("verdicts"):
+            query = (
+                f"select o.verdict, coalesce(n.verdict, 'gone'), count(*) from {ledger.scan(connection, 'verdicts')} o "
+                f"left join {judge.verdict_sql()} n using (uid) where o.verdict is distinct from n.verdict group by all order by all"
+            )
+            plan.flips = {(a, b): n for a, b, n in connection.execute(query).fetchall()}
+        return plan
+    finally:
+        connection.close()
+
+
+def phase_text(segment: Segment) -> str:
+    """The operators of a segment as a reader wants them: `probe → keep(size) | deduplicate …`."""
+    parts = []
+    for _, op in segment.ops:
+        if isinstance(op, RuleOp):
+            parts.append(f"keep[{op.rule.expression}]" + (f" (implied by {op.implied_by})" if op.implied_by else ""))
+        else:
+            parts.append(op.name)
+    return " → ".join(parts)
+
+
+def _open(run: str) -> Ledger:
+    store = open_store(run)
+    return open_ledger(run) if store.exists("run.json") else Ledger(store, CommitLog(store))
+
+
+def _plan_segment(judge: Judge, segment: Segment, plan: RunPlan, upstream: int) -> int:
+    """Judge a segment, add its steps to the plan; how many samples wait here or before."""
+    judge.judge(segment)
+    if segment.global_step is not None:
+        index, op = segment.global_step
+        waiting = _count(judge, f"select count(*) from state{segment.number} where op = {index}")
+        if waiting:
+            plan.steps.append(StepPlan(op.name, op.digest, 1, upstream == 0, 0, _seconds(judge.ledger, op, 1)))
+            if upstream == 0:
+                # Nothing it reads is missing, so its result can be had now: it is a pure function and costs no model.
+                judge.connection.register(f"planned{segment.number}", global_rows(judge, segment, op))
+                table = global_table(op, judge.populations[op.digest])
+                judge.ledger.overlays[table] = f"(select * from planned{segment.number})"
+                judge.judge(segment)
+    annotators = [(i, op) for i, op in segment.ops if isinstance(op, StepOp) and op.step.shape == "annotator"]
+    for i, op in annotators:
+        plan.steps.append(_plan_step(judge, segment, i, op, upstream))
+    return upstream + _count(judge, f"select count(*) from state{segment.number} where status = 'pending'")
+
+
+def _plan_step(judge: Judge, segment: Segment, index: int, op: StepOp, upstream: int) -> StepPlan:
+    scan = judge.scan(step_table(op), row_schema(op.step, op.what, wide=False))
+    size = "sum(b.n_media)" if op.step.level == "medium" else "count(*)"
+    query = (
+        f"select coalesce({size}, 0), coalesce(min(b.op), {index}) from state{segment.number} b left join {scan} s "
+        f"on s.uid = b.uid and s.fp = {fingerprint_sql(op.roots)} "
+        f"where b.status = 'pending' and b.op <= {index} and {applies_sql(op.kinds, 'b.kind')} and s.uid is null"
+    )
+    calls, blocked = first(judge.connection, query)
+    open_rule = any(isinstance(o, RuleOp) and blocked < i < index for i, o in segment.ops)
+    open_global = segment.global_step is not None and blocked == segment.global_step[0]
+    if upstream:
+        above = f"select {size} from state{segment.number - 1} b where b.status = 'pending' and {applies_sql(op.kinds, 'b.kind')}"
+        calls += _count(judge, above) if segment.number else 0
+    cached = sum(f.rows for f in judge.ledger.files(step_table(op)))
+    exact = upstream == 0 and not open_rule and not open_global
+    return StepPlan(op.name, op.digest, int(calls), exact, cached, _seconds(judge.ledger, op, int(calls)))
+
+
+def _seconds(ledger: Ledger, op: StepOp, calls: int) -> float | None:
+    cost = ledger.log.state.costs.get((op.digest, op.name))
+    return cost.seconds / cost.calls * calls if cost is not None and cost.calls else None
+
+
+def _count(judge: Judge, query: str) -> int:
+    return int(first(judge.connection, query)[0] or 0)

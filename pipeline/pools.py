@@ -1,0 +1,107 @@
+"""Fused groups on Ray Data: a stream of tasks through one actor pool for each group, answers back as payloads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from curation.group import GroupResult, GroupRunner
+from curation.program import Program, call_from_json
+from pipeline import cluster, payload
+from pipeline.recipe import StepOp
+from pipeline.work import Task, read_task
+from shards.media import Limits
+
+ONWARD = "onward"
+
+
+class GroupActor:
+    """Lives in a Ray actor; owns a GroupRunner, whose child process does the work. Crashes of samples stay below it."""
+
+    def __init__(self, program: str, limits: Mapping[str, Any], memory: int):
+        self._runner = GroupRunner(program_from_json(program), Limits(**limits), memory=memory)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One task or one payload of the pool before in, one payload out: {"payload": [bytes]}."""
+        answers: list[GroupResult] = []
+        header: dict[str, Any] = {"costs": [], "media_opened": 0, "crashes": 0, "rows": 0}
+        before: dict[str, pa.Table] = {}
+        if "payload" in batch:
+            header, before = payload.decode(bytes(batch["payload"][0]))
+            units: Iterator[pa.Table] | list[pa.Table] = _split_units(before.pop(ONWARD))
+        else:
+            units = read_task(Task(**{k: _plain(v[0]) for k, v in batch.items()}))
+            header["rows"] = int(batch["rows"][0])
+        answers = [self._runner.run(unit) for unit in units if unit.num_rows]
+        for answer in answers:
+            header["costs"] += [{"digest": digest, **asdict(cost)} for digest, cost in answer.costs.items()]
+            header["media_opened"] += answer.media_opened
+            header["crashes"] += answer.crashes
+        tables = {**before, **_tables(answers, before)}
+        return {"payload": pa.array([payload.encode(header, tables)], pa.large_binary())}
+
+
+def stream(
+    tasks: Sequence[Task], pools: Sequence[tuple[Program, StepOp | None]], limits: Limits
+) -> Iterator[tuple[dict[str, Any], dict[str, pa.Table]]]:
+    """Run tasks through the pools; (header, tables by ledger table name) of each as it is done, in any order."""
+    data = ray.data.from_items([asdict(t) for t in tasks], override_num_blocks=min(len(tasks), 5_000))
+    for program, alone in pools:
+        gpus = alone.how.gpus if alone else 0.0
+        size = alone.how.actors if alone and alone.how.actors else max(1, min(cluster.cpus(), len(tasks)))
+        data = data.map_batches(
+            GroupActor,
+            fn_constructor_kwargs={
+                "program": program_to_json(program),
+                "limits": asdict(limits),
+                "memory": alone.how.memory if alone else 0,
+            },
+            batch_size=1,
+            batch_format="pyarrow" if program is not pools[0][0] else "numpy",
+            compute=ActorPoolStrategy(size=size),
+            num_cpus=1 if len(pools) == 1 else 1 / len(pools),
+            num_gpus=gpus or None,
+        )
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        for value in batch.column("payload"):
+            yield payload.decode(value.as_buffer().to_pybytes())
+
+
+def program_to_json(program: Program) -> str:
+    return json.dumps([call.to_json() for call in program])
+
+
+def program_from_json(text: str) -> Program:
+    return tuple(call_from_json(value) for value in json.loads(text))
+
+
+def _tables(answers: Sequence[GroupResult], before: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
+    """Answers of all units joined by ledger table; contents of the pool before stay in front."""
+    found: dict[str, list[pa.Table]] = {}
+    for answer in answers:
+        for digest, rows in answer.rows.items():
+            found.setdefault(f"step-{digest}", []).append(rows)
+        for digest, rows in answer.wide.items():
+            found.setdefault(f"wide-{digest}", []).append(rows)
+        found.setdefault("contents", []).append(answer.contents)
+        found.setdefault(ONWARD, []).append(answer.onward)
+    if "contents" in before and "contents" in found:
+        found["contents"].insert(0, before["contents"])
+    return {name: pa.concat_tables(parts) for name, parts in found.items()}
+
+
+def _split_units(rows: pa.Table) -> list[pa.Table]:
+    units = rows.column("unit").to_pylist()
+    borders = [i for i in range(len(units)) if i == 0 or units[i] != units[i - 1]] + [len(units)]
+    return [rows.slice(a, b - a) for a, b in pairwise(borders)]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

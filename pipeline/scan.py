@@ -1,0 +1,214 @@
+"""What the sources hold now: containers listed, changed ones scanned on Ray, the listing brought up to date in one commit."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import duckdb
+import pyarrow as pa
+import ray
+
+from curation.rows import texts_to_json
+from pipeline.ledger import CONTAINERS, LISTING, RECORDS, Ledger, first, name, quote
+from shards.sample import Sample, media_stamp, texts_fingerprint
+from shards.sources import Container, SourceSpec, list_containers, scan
+
+log = logging.getLogger("fovea")
+
+SCANNED = pa.schema([*LISTING, *[f for f in RECORDS if f.name != "uid"]])
+ROWS_PER_TABLE = 20_000
+IN_FLIGHT = 32  # containers scanned at once; each runs at most 4 tables ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Samples of all sources: new, changed (stamp, texts or damage), gone since the last look, and in all."""
+
+    new: int
+    changed: int
+    gone: int
+    total: int
+
+
+def update_listing(ledger: Ledger, sources: Sequence[SourceSpec]) -> Changes:
+    """Bring `listing`, `records` and `containers` up to date. Opens no media. One commit, or none if nothing changed."""
+    connection = ledger.connect()
+    try:
+        return _update(connection, ledger, sources)
+    finally:
+        connection.close()
+
+
+def compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequence[SourceSpec]) -> tuple[Changes, list[dict[str, str]]]:
+    """Look at the sources; nothing is written. Leaves temp tables `scanned` (rows of SCANNED from containers that may have changed) and
+    `compared` (uid, is_new, is_changed, is_gone). Second: the containers there are now."""
+    stamps = dict(connection.execute(f"select source || '\n' || name, stamp from {ledger.scan(connection, 'containers')}").fetchall())
+    seen: list[dict[str, str]] = []
+    unchanged: list[dict[str, str]] = []
+    changed: list[tuple[SourceSpec, Container]] = []
+    for spec in sources:
+        for container in list_containers(spec):
+            row = {"source": spec.name, "name": container.name, "stamp": container.stamp}
+            seen.append(row)
+            if not container.external and stamps.get(f"{spec.name}\n{container.name}") == container.stamp:
+                unchanged.append(row)
+            else:
+                changed.append((spec, container))
+    connection.register("seen_rows", pa.Table.from_pylist(unchanged, CONTAINERS))
+    schema = ", ".join(f'"{f.name}" {t}' for f, t in _duckdb_types(connection))
+    connection.execute(f"create temp table scanned ({schema})")
+    for table in _scan_all(changed):
+        connection.register("part", table)
+        connection.execute("insert into scanned select * from part")
+    return _compare(connection, ledger), seen
+
+
+def overlay(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequence[SourceSpec]) -> Changes:
+    """As if the sources had been listed and committed, in this connection alone: for `fovea plan`."""
+    changes, _ = compare(connection, ledger, sources)
+    connection.execute("create temp table fresh as select s.* from scanned s join compared c using (uid) where c.is_new or c.is_changed")
+    for table, schema in (("listing", LISTING), ("records", RECORDS)):
+        columns = ", ".join(map(name, schema.names))
+        stale = "(select uid from compared where is_changed or is_gone)"
+        old = f"select {columns} from {ledger.scan(connection, table)} anti join {stale} using (uid)"
+        connection.execute(f"create temp table now_{table} as {old} union all select {columns} from fresh")
+        ledger.overlays[table] = f"(select * from now_{table})"
+    return changes
+
+
+def _compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger) -> Changes:
+    doubles = connection.execute("select uid, any_value(source), any_value(key) from scanned group by uid having count(*) > 1").fetchall()
+    if doubles:
+        uid, source, key = doubles[0]
+        log.warning(
+            "%d keys are listed twice; the first in order stays (for example %s of source %s, uid %s)", len(doubles), key, source, uid
+        )
+        connection.execute(
+            "create or replace temp table scanned as select * from scanned "
+            "qualify row_number() over (partition by uid order by unit, ordinal) = 1"
+        )
+    listing = ledger.scan(connection, "listing")
+    container = "regexp_replace(o.unit, '#[0-9]+$', '')"
+    connection.execute(
+        "create temp table compared as select coalesce(n.uid, o.uid) as uid, o.uid is null as is_new, "
+        "n.uid is null and u.name is null as is_gone, "
+        "n.uid is not null and o.uid is not null and (n.media_stamp is distinct from o.media_stamp or n.text_fp is distinct from o.text_fp "
+        "or n.damage is distinct from o.damage or n.kind is distinct from o.kind) as is_changed "
+        f"from scanned n full join {listing} o on n.uid = o.uid left join seen_rows u on u.source = o.source and u.name = {container}"
+    )
+    new, changed, gone, total = first(
+        connection,
+        "select count(*) filter (is_new), count(*) filter (is_changed), count(*) filter (is_gone), count(*) filter (not is_gone) "
+        "from compared",
+    )
+    return Changes(new, changed, gone, total)
+
+
+def _update(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequence[SourceSpec]) -> Changes:
+    """Append the new rows, replace the files that hold changed or gone ones."""
+    changes, seen = compare(connection, ledger, sources)
+    if not changes.new and not changes.changed and not changes.gone and ledger.files("containers"):
+        return changes
+    remove, files = [], []
+    if changes.changed or changes.gone:
+        for table in ("listing", "records"):
+            stale = _files_with(connection, ledger, table, "select uid from compared where is_changed or is_gone")
+            for i, path in enumerate(stale):
+                kept = connection.sql(
+                    f"select * from read_parquet({quote(ledger.readable(path))}) anti join "
+                    "(select uid from compared where is_changed or is_gone) using (uid)"
+                ).to_arrow_table()
+                if kept.num_rows:
+                    files.append(ledger.write(table, kept, f"k{i}"))
+                remove.append(path)
+    fresh = connection.sql("select s.* from scanned s join compared c using (uid) where c.is_new or c.is_changed order by uid")
+    for i, rows in enumerate(_tables(fresh.to_arrow_reader(ROWS_PER_TABLE), 1_000_000)):
+        files.append(ledger.write("listing", rows.select(LISTING.names).cast(LISTING), f"n{i}"))
+        files.append(ledger.write("records", rows.select(RECORDS.names).cast(RECORDS), f"n{i}"))
+    remove += [f.path for f in ledger.files("containers")]
+    ledger.commit("scan", {"containers": pa.Table.from_pylist(seen, CONTAINERS)}, files=files, remove=remove, note=asdict(changes))
+    return changes
+
+
+def _scan_all(changed: list[tuple[SourceSpec, Container]]) -> Iterator[pa.Table]:
+    """Tables of SCANNED: on Ray where there are several containers, bounded in flight; here where there is one."""
+    if len(changed) <= 2 or not ray.is_initialized():
+        for spec, container in changed:
+            yield from scan_tables(spec, container)
+        return
+    task = ray.remote(num_returns="streaming", max_retries=3, _generator_backpressure_num_objects=4)(scan_tables)
+    running: deque[ray.ObjectRefGenerator] = deque()
+    for spec, container in changed:
+        running.append(task.remote(spec, container))
+        if len(running) == IN_FLIGHT:
+            yield from map(ray.get, running.popleft())
+    while running:
+        yield from map(ray.get, running.popleft())
+
+
+def scan_tables(spec: SourceSpec, container: Container) -> Iterator[pa.Table]:
+    """The samples of one container as tables of SCANNED."""
+    rows: list[dict[str, object]] = []
+    for sample in scan(spec, container):
+        rows.append(listing_row(sample))
+        if len(rows) == ROWS_PER_TABLE:
+            yield pa.Table.from_pylist(rows, SCANNED)
+            rows = []
+    if rows:
+        yield pa.Table.from_pylist(rows, SCANNED)
+
+
+def listing_row(sample: Sample) -> dict[str, object]:
+    """A row of SCANNED: `listing` and `records` side by side."""
+    texts = sample.texts
+    return {
+        "uid": sample.uid,
+        "source": sample.source,
+        "key": sample.key,
+        "unit": sample.unit,
+        "ordinal": sample.ordinal,
+        "kind": sample.kind,
+        "n_media": len(sample.media),
+        "media_kinds": [m.kind for m in sample.media] if len(sample.media) > 1 else None,
+        "media_bytes": sum(max(m.length, 0) for m in sample.media),
+        "media_stamp": media_stamp(sample.media),
+        "text_fp": texts_fingerprint(texts),
+        "damage": sample.damage,
+        "parent": sample.parent,
+        "caption_chars": len(texts.caption or ""),
+        "transcription_chars": len(texts.transcription or ""),
+        "text_chars": len(texts.text or "") + sum(len(c.get("value", "")) for c in texts.conversations),
+        "turns": len(texts.conversations),
+        "media": [m.to_row() for m in sample.media],
+        "texts": texts_to_json(texts),
+    }
+
+
+def _files_with(connection: duckdb.DuckDBPyConnection, ledger: Ledger, table: str, uids: str) -> list[str]:
+    """Paths of the live files of a table that hold any of the uids."""
+    found = []
+    for file in ledger.files(table):
+        query = f"select 1 from read_parquet({quote(ledger.readable(file.path))}) where uid in ({uids}) limit 1"
+        if first(connection, query):
+            found.append(file.path)
+    return found
+
+
+def _duckdb_types(connection: duckdb.DuckDBPyConnection) -> Iterable[tuple[pa.Field, str]]:
+    connection.register("typed", SCANNED.empty_table())
+    types = [row[1] for row in connection.execute("describe select * from typed").fetchall()]
+    return zip(SCANNED, types, strict=True)
+
+
+def _tables(reader: pa.RecordBatchReader, rows: int) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    for batch in reader:
+        held.append(batch)
+        if sum(b.num_rows for b in held) >= rows:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)

@@ -1,0 +1,94 @@
+"""One shard, written by one task on any machine: rows of the work file in, a published tar with its index out. Safe to repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.rows import texts_from_json
+from shards.index import MEASURE_TYPE
+from shards.items import items_from_json
+from shards.manifest import ShardInfo
+from shards.media import Limits
+from shards.publish import publish_shard, published_shard
+from shards.read import open_media, read_media
+from shards.sample import MediaRef
+from shards.store import open_store
+from shards.writer import ShardMedium, ShardSample, write_shard
+
+HELD_BYTES = 64 << 20  # larger media are streamed from where they lie
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """Row group `group` of `file` is the shard `shard`, to be published under `folder` of the store at `store`.
+
+    schema: of the index, serialised. items: column of the items' JSON. scores, measures: index column → column of the work file.
+    """
+
+    file: str
+    group: int
+    shard: str
+    store: str
+    folder: str
+    schema: bytes
+    items: str | None
+    scores: Mapping[str, str]
+    measures: Mapping[str, str]
+    limits: Limits
+
+
+def write_one(task: ShardTask) -> ShardInfo:
+    """Publish the shard, or find it published already; its entry for the manifest."""
+    store = open_store(task.store)
+    done = published_shard(store, task.folder, task.shard)
+    if done is not None:
+        return done
+    schema = pa.ipc.read_schema(pa.py_buffer(task.schema))
+    with pq.ParquetFile(task.file) as file:
+        rows = file.read_row_group(task.group)
+    path = store.tmp_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        written = write_shard(path, task.shard, _samples(task, rows), schema)
+        return publish_shard(store, task.folder, written)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _samples(task: ShardTask, rows: pa.Table) -> Iterator[ShardSample]:
+    for batch in rows.to_batches(max_chunksize=256):
+        for row in batch.to_pylist():
+            refs = [MediaRef.from_row(m) for m in row["_media"] or ()]
+            digests = row["_sha256"] or [""] * len(refs)
+            items = items_from_json(row[task.items]) if task.items and row[task.items] else []
+            yield ShardSample(
+                uid=row["uid"],
+                source=row["source"],
+                key=row["key"],
+                kind=row["kind"],
+                split=row["_split"],
+                media=[_medium(ref, digest or "", task.limits, row, i) for i, (ref, digest) in enumerate(zip(refs, digests, strict=True))],
+                texts=texts_from_json(row["_texts"]),
+                items=items,
+                scores={index: row[column] for index, column in task.scores.items()},
+                measures={profile: _measures(row[column], len(items)) for profile, column in task.measures.items()},
+            )
+
+
+def _medium(ref: MediaRef, sha256: str, limits: Limits, row: Mapping[str, Any], place: int) -> ShardMedium:
+    formats = row["_formats"]
+    found = formats[place] if formats and place < len(formats) else None
+    small = 0 <= ref.length <= HELD_BYTES or ref.cell is not None
+    data = read_media(ref, limits) if small else partial(open_media, ref, limits)
+    return ShardMedium(ref.kind, ref.name, data, sha256=sha256, format=found or "")
+
+
+def _measures(values: list[Mapping[str, Any]] | None, items: int) -> list[Mapping[str, Any] | None]:
+    keys = [f.name for f in MEASURE_TYPE]
+    return [{k: v[k] for k in keys} if v is not None else None for v in values] if values else [None] * items
