@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.chat import load_tokenizer
 from shards.errors import ConfigError, InfrastructureError
 
 log = logging.getLogger("fovea")
@@ -42,7 +41,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     """Writes `out` from the weights of a finished stage (`…/checkpoints/stage<k>/final`). Returns `out`.
 
     `VideoLlama3ForConditionalGeneration.from_pretrained(out)` and `AutoProcessor.from_pretrained(out)` then load it, without this project.
-    The processor's budget is that of a single picture or clip; its resizing is transformers' own and differs by a grey level or two.
+    The processor's budget is that of a single picture or clip, and its resizing is transformers' own: docs/stages.md has the differences.
     Raises ConfigError where `out` is in the way and InfrastructureError where `checkpoint` is no finished stage.
     """
     source, target = Path(checkpoint), Path(out)
@@ -69,6 +68,8 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
 def processor(tokenizer_dir: Path, profile: Mapping[str, Any], compress: bool) -> Any:
     """transformers' VideoLlama3Processor with the budgets, merge sizes, frame rate and compression of a measure profile."""
     from transformers import VideoLlama3ImageProcessor, VideoLlama3Processor, VideoLlama3VideoProcessor
+
+    from shards.tokenizer import load_tokenizer
 
     if compress and profile["threshold"] != _PROCESSOR_THRESHOLD:
         log.warning(

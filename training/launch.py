@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.chat import load_tokenizer, tokenizer_digest
 from shards.errors import ConfigError
 from shards.profile import Profile, load_profile
-from training.checkpoint import final_dir, finished, latest_state, replace_text, stage_dir
+from training.checkpoint import final_dir, finished, latest_state, replace_text, save_final, stage_dir
 from training.stages import TrainingConfig, load_training_config
 
 if TYPE_CHECKING:
@@ -105,6 +104,7 @@ class _Work:
         if words is None:
             raise ConfigError(f"{config.name}: no tokenizer; name its directory on the command line, or set `tokenizer:` in the config")
         from shards.reader import Dataset
+        from shards.tokenizer import load_tokenizer
         from training.engine import start_ranks
         from training.metrics import Metrics
 
@@ -114,7 +114,7 @@ class _Work:
         return _Work(config, out, opened, load_tokenizer(Path(words)), Path(words), ranks, Metrics(out, ranks.rank == 0))
 
     def train_stage(self, number: int) -> StageReport:
-        from training.checkpoint import save_final
+        from shards.tokenizer import tokenizer_digest
         from training.loop import run_stage
 
         stage = self.config.stages[number]
