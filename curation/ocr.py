@@ -31,7 +31,7 @@ LINES_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class What:
-    """det, rec  detection and recognition model, each "package:rapidocr" (PP-OCRv6 small, English, Chinese and 40 more), a folder with
+    """det, rec  detection and recognition model, each "package:rapidocr" (PP-OCRv6 small: Latin, Chinese, Japanese), a folder with
               inference.onnx and inference.yml, or a model's name, which PaddleOCR downloads.
     longest   a picture's longer side, pixels, as the detector sees it; larger ones are shrunk for it. Lines are read at full size.
     """
