@@ -10,7 +10,7 @@ import numpy as np
 from shards.errors import ConfigError
 
 _BUCKET_PACKS = 64  # packs' worth of shuffled items that are packed together: what lies further apart never shares a pack
-_FULL = 0.9  # packs below it are opened again with the next bucket's items,
+_FULL = 0.97  # packs below it are opened again with the next bucket's items,
 _REOPENED = 0.25  # at most this share of them, so that the work stays linear
 
 
@@ -18,13 +18,11 @@ def pack_items(tokens: np.ndarray, patches: np.ndarray, order: np.ndarray, max_t
     """Packs of positions into `tokens` and `patches` (int64), each within both bounds; every position of `order` in exactly one pack.
 
     Buckets of `order` are packed by best fit, largest first (Johnson 1973: within 11/9 of the optimum in one dimension); the emptiest packs
-    of a bucket are opened again with the next. Items within a pack keep `order`. Items above a bound must have been taken out before.
+    of a bucket are opened again with the next. Items above a bound must have been taken out before.
     """
     size = np.maximum(tokens / max_tokens, patches / max_patches)
     filled = np.maximum(np.cumsum(tokens[order]) / max_tokens, np.cumsum(patches[order]) / max_patches)
     bounds = np.searchsorted(filled, np.arange(_BUCKET_PACKS, filled.max(initial=0), _BUCKET_PACKS))
-    place = np.empty(len(tokens), dtype=np.int64)
-    place[order] = np.arange(len(order))
     done: list[list[int]] = []
     again: list[int] = []
     buckets = [bucket for bucket in np.split(order, bounds) if len(bucket)]
@@ -38,7 +36,7 @@ def pack_items(tokens: np.ndarray, patches: np.ndarray, order: np.ndarray, max_t
             again = [item for p in sorted(reopened) for item in packs[p]]
             packs = [pack for p, pack in enumerate(packs) if p not in reopened]
         done.extend(packs)
-    return [sorted(pack, key=place.__getitem__) for pack in done]
+    return done
 
 
 def _best_fit(

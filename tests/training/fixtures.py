@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,7 +20,6 @@ from shards.profile import Profile
 from shards.publish import publish_shard
 from shards.sample import uid_of
 from shards.store import open_store
-from shards.tokenizer import load_tokenizer
 from shards.writer import ShardMedium, ShardSample, write_shard
 
 PROFILE = "p"
@@ -122,12 +122,11 @@ def write_dataset(
     folder: Path,
     samples: Sequence[Made],
     profile: Profile,
-    tokenizer_dir: Path,
+    tokenizer: Any,
     shards: int = 3,
     replaced: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Measures and writes `samples` into `shards` real shards. `replaced`: bytes written for a key's media instead of those."""
-    tokenizer = load_tokenizer(tokenizer_dir)
     store, infos = open_store(str(folder / "dataset")), []
     for number in range(shards):
         held = []

@@ -124,9 +124,9 @@ def test_pixels_are_those_of_the_one_preprocessing(small: Corpus) -> None:
 
 def made(folder: Path, samples: list[Made], **replaced: bytes) -> Corpus:
     """A dataset of its own, measured at 4 frames a second with a threshold that drops what stands still."""
-    train_tokenizer([*(f"{s.question} {s.answer}" for s in samples), "user assistant Time 0.0s:,"], folder / "words", 300)
+    tokenizer = train_tokenizer([*(f"{s.question} {s.answer}" for s in samples), "user assistant Time 0.0s:,"], folder / "words", 300)
     profile = replace(load_profile("tiny", tokenizer_digest(folder / "words")), fps=4.0, threshold=4.0)
-    return Corpus(write_dataset(folder, samples, profile, folder / "words", replaced=replaced), load_tokenizer(folder / "words"), profile)
+    return Corpus(write_dataset(folder, samples, profile, tokenizer, replaced=replaced), tokenizer, profile)
 
 
 def clips_and_pictures() -> list[Made]:
@@ -170,22 +170,16 @@ def test_loaded_packs_do_not_leak(tmp_path: Path) -> None:
         with torch.no_grad():
             return model(**batch.model_inputs(), use_cache=False).logits[0]
 
-    def by_item(config: PlanConfig) -> dict[ItemName, torch.Tensor]:
-        found = {}
-        for step in corpus.loader(config).steps():
-            for batch in step.batches:
-                values, item = logits(batch), (batch.position_ids[0] == 0).cumsum(0) - 1
-                found |= {name: values[item == number] for number, name in enumerate(batch.items)}
-        return found
-
-    packed = by_item(replace(CONFIG, packs_per_step=1, seq_tokens=4096, pack_patches=100_000, window_shards=9))
-    assert len(list(corpus.loader(replace(CONFIG, packs_per_step=1, seq_tokens=4096, pack_patches=100_000, window_shards=9)).steps())) == 1
-    for name, values in packed.items():
-        alone = replace(CONFIG, packs_per_step=1)
+    alone = replace(CONFIG, packs_per_step=1)
+    [step] = corpus.loader(replace(alone, seq_tokens=4096, pack_patches=100_000, window_shards=9)).steps()
+    [pack] = step.batches
+    together, item = logits(pack), (pack.position_ids[0] == 0).cumsum(0) - 1
+    assert len(pack.items) == len(clips_and_pictures())
+    for number, name in enumerate(pack.items):
         [step] = corpus.loader(alone, Mixture(where=f"uid = '{name.uid}'")).steps()
         expected = logits(step.batches[0])
         assert expected.abs().max() > 0.1
-        assert (values - expected).abs().max() <= 1e-5
+        assert (together[item == number] - expected).abs().max() <= 1e-5
 
 
 def test_repeats_of_a_mixture_are_loaded(small: Corpus) -> None:
@@ -273,8 +267,8 @@ def test_a_picture_that_no_longer_decodes_leaves_its_pack(tmp_path: Path) -> Non
 def test_real_photographs_clips_and_texts(data_dir: Path, qwen_tokenizer_dir: Path, tmp_path: Path) -> None:
     samples = real_samples(data_dir)
     profile = load_profile("tiny", tokenizer_digest(qwen_tokenizer_dir))
-    path = write_dataset(tmp_path, samples, profile, qwen_tokenizer_dir)
     tokenizer = load_tokenizer(qwen_tokenizer_dir)
+    path = write_dataset(tmp_path, samples, profile, tokenizer)
     loader = Corpus(path, tokenizer, profile).loader(replace(CONFIG, seq_tokens=1024, packs_per_step=2, pack_patches=2048), workers=2)
     found = [batch for step in batches(loader) for batch in step]
     arrived = Counter(name.uid for batch in found for name in batch.items)

@@ -174,7 +174,7 @@ def test_packs_are_full() -> None:
     rng = np.random.default_rng(0)
     facts = [Fact(f"i{i}", text=int(x), shard=f"{i % 4}.tar") for i, x in enumerate(rng.integers(20, 900, 4_000))]
     report = plan_of(facts, replace(CONFIG, seq_tokens=2048, pack_patches=9999)).report()
-    assert report.fill_tokens > 0.97
+    assert report.fill_tokens > 0.995  # 0.9918 if the emptiest packs of a bucket were not opened again
     facts = [Fact(f"v{i}", text=30, t=int(x), side=8, shard=f"{i % 4}.tar") for i, x in enumerate(rng.integers(1, 16, 2_000))]
     report = plan_of(facts, replace(CONFIG, seq_tokens=2048, pack_patches=2048)).report()
     assert report.fill > 0.95
@@ -190,6 +190,15 @@ def test_packing_leaves_the_order_random() -> None:
     when = np.linspace(0, 1, len(rows))
     assert abs(np.corrcoef(when, plan.sizes.tokens[rows])[0, 1]) < 0.08
     assert abs(np.corrcoef(when, rows)[0, 1]) < 0.08
+
+
+def test_repeats_of_an_item_are_spread_over_the_epoch() -> None:
+    facts = [Fact("rare", task="vqa"), *(Fact(f"t{i}", shard=f"{i % 3}.tar") for i in range(199))]
+    plan = plan_of(facts, replace(CONFIG, window_shards=9, packs_per_step=1), Mixture(tasks={"vqa": 1, "text": 1}))
+    tasks = plan.items["task"].to_pylist()
+    rare = [sum(tasks[row] == "vqa" for row in step.packs[0].rows) for step in plan.steps()]
+    assert sum(rare) == 100
+    assert sum(n > 0 for n in rare) == len(rare)
 
 
 @given(costs=st.lists(st.floats(0, 1e6), min_size=1, max_size=24), ranks=st.integers(1, 8))
