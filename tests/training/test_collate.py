@@ -26,7 +26,7 @@ def model() -> VideoLlama3ForConditionalGeneration:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "vocab_size": 100,
-            "initializer_range": 0.2,
+            "initializer_range": 0.1,
         },
         vision_config={
             "hidden_size": 64,
