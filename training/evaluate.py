@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from shards.errors import InfrastructureError
 from training.engine import Tally
 from training.model import PackLoss
 
@@ -74,3 +78,27 @@ def evaluate(
     feed = DatasetFeed(dataset, split, Mixture(), plan_config(stage, 0), profile, tokenizer, ranks, workers)
     steps = islice(feed.run(0, feed.start(0)), math.ceil(packs / stage.packs_per_step))
     return held_out_loss(model, (batch for step in steps for batch in step.batches))
+
+
+def evaluate_checkpoint(checkpoint: str | Path, dataset: str, split: str = "val", packs: int = 64) -> HeldOut:
+    """Held-out loss of a finished stage's weights (`…/checkpoints/stage<k>/final`) on a dataset, under the profile, compression and budgets
+    it was trained with; under torchrun on all ranks. Raises InfrastructureError where `checkpoint` is no finished stage, ShardError and
+    ProfileError where the dataset has no such split or was measured otherwise.
+    """
+    from shards.profile import Profile
+    from shards.reader import Dataset
+    from shards.tokenizer import load_tokenizer
+    from training.engine import start_ranks
+    from training.model import from_hf
+    from training.stages import StageConfig
+
+    folder = Path(checkpoint)
+    if not (folder / "fovea.json").is_file():
+        raise InfrastructureError(f"{folder}: no finished stage (there is no fovea.json); give …/checkpoints/stage<k>/final")
+    facts = json.loads((folder / "fovea.json").read_text("utf-8"))
+    profile = Profile(**{**facts["profile"], "report_thresholds": tuple(facts["profile"]["report_thresholds"])})
+    stage = StageConfig.model_validate(facts["block"])
+    opened, ranks = Dataset.open(dataset), start_ranks()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    model = from_hf(folder).to(device)
+    return evaluate(model, opened, load_tokenizer(folder), profile, stage, split, packs, ranks)

@@ -103,11 +103,14 @@ class _Work:
             raise ConfigError(f"{config.name}: no dataset; name its folder on the command line, or set `dataset:` in the config")
         if words is None:
             raise ConfigError(f"{config.name}: no tokenizer; name its directory on the command line, or set `tokenizer:` in the config")
+        from transformers.utils.logging import disable_progress_bar
+
         from shards.reader import Dataset
         from shards.tokenizer import load_tokenizer
         from training.engine import start_ranks
         from training.metrics import Metrics
 
+        disable_progress_bar()  # transformers' own, at every saving and loading
         opened = Dataset.open(where)
         ranks = start_ranks()
         out.mkdir(parents=True, exist_ok=True)
@@ -134,6 +137,7 @@ class _Work:
             "dataset": self.dataset.manifest.version,
             "profile": asdict(profile),
             "compress": stage.compress,
+            "block": stage.model_dump(mode="json"),
             "before": before,
             "after": None if after is None else asdict(after),
         }

@@ -53,6 +53,7 @@ def test_frozen_parts_are_the_same_to_the_bit(ranks: Ranks) -> None:
     engine, results = run(ranks, stage(train={"vision_encoder": 1e-2, "projector": 1e-2}), 5)
     after = {part: dict(members) for part, members in parts(engine.module.model).items()}
     assert all(torch.equal(p, before[name]) for name, p in after["llm"].items())
+    assert not any(p.requires_grad for p in after["llm"].values()), "and no gradient of theirs is paid for"
     for part in ("vision_encoder", "projector"):
         assert any(not torch.equal(p, before[name]) for name, p in after[part].items()), part
     assert results[-1].loss < results[0].loss

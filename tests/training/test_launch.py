@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shards.errors import ConfigError, ProfileError
+from shards.errors import ConfigError, InfrastructureError, ProfileError, ShardError
 from shards.reader import Dataset
 from shards.tokenizer import load_tokenizer, train_tokenizer
 from tests.training import small_dataset
 from tests.training.hand_launch import CONFIG
 from training.checkpoint import final_dir, stage_dir
+from training.evaluate import evaluate_checkpoint
 from training.export import export
 from training.launch import TrainReport, train
 from training.metrics import read_metrics
@@ -153,6 +154,15 @@ def test_the_last_stage_is_exported(whole: SimpleNamespace, tmp_path: Path) -> N
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), exported.parameters(), strict=True))
     assert (out / "chat_template.jinja").is_file()
     assert load_tokenizer(out).get_vocab() == load_tokenizer(whole.report.weights).get_vocab()
+
+
+def test_a_finished_stage_is_evaluated_by_itself(corpus: SimpleNamespace, whole: SimpleNamespace) -> None:
+    found = evaluate_checkpoint(whole.report.weights, str(corpus.dataset), packs=CONFIG.held_out_packs)
+    assert found.loss == pytest.approx(whole.report.stages[-1].after, rel=1e-6)
+    with pytest.raises(ShardError, match="no split 'test'"):
+        evaluate_checkpoint(whole.report.weights, str(corpus.dataset), split="test")
+    with pytest.raises(InfrastructureError, match="no finished stage"):
+        evaluate_checkpoint(corpus.words, str(corpus.dataset))
 
 
 def test_what_cannot_run_is_told_so(corpus: SimpleNamespace, whole: SimpleNamespace, tmp_path: Path) -> None:
