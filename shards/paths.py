@@ -39,11 +39,12 @@ def absolute(path: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A name as valid Unicode, one-to-one: undecodable bytes are written as escapes and a hash of the raw name is added."""
+    """A name as valid Unicode, one-to-one: undecodable bytes are written as escapes, a hash of the raw name stands before the extension."""
     if is_unicode(name):
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return name.encode("utf-8", "backslashreplace").decode("utf-8") + "~" + digest
+    stem, extension = os.path.splitext(name.encode("utf-8", "backslashreplace").decode("utf-8"))
+    return f"{stem}~{digest}{extension}"
 
 
 def has_credentials(url: str) -> bool:

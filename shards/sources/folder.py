@@ -1,0 +1,107 @@
+"""A folder of media, walked to its leaves. `a.b.jpg` may have `a.b.txt` (its caption) and `a.b.json` (its fields) beside it, or
+`a.b.jpg.txt` and `a.b.jpg.json`, which come first. Files without a media extension are annotations: those that belong to no medium are
+counted and logged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shards.errors import InfrastructureError, SourceError
+from shards.paths import absolute, printable, to_local, to_text
+from shards.sample import MediaRef, Sample, digest_of, media_kind, uid_of
+from shards.sources.files import BELONGS_TO_SOURCE, File, Folder, list_folder, open_file, stat_file, walk
+from shards.sources.spec import DAMAGE, RECORD_BYTES, Container, Format, SourceSpec, Units, damaged, media_bytes
+from shards.sources.texts import beside_medium, decode_text, parse_json, role_fields, texts_of
+
+log = logging.getLogger("fovea")
+
+
+def list_folders(spec: SourceSpec) -> Iterator[Container]:
+    """A container for each folder that holds media, or that cannot be listed; its stamp is over names, sizes and times of all its files."""
+    for folder in walk(absolute(spec.path)):
+        if folder.fault is not None:
+            yield Container(printable(folder.name) or ".", to_text(folder.path), 0, digest_of(folder.fault), external=False)
+            continue
+        media, _, ignored = _sorted_out(folder)
+        if ignored:
+            log.info("%s: %d files are neither media nor beside a medium: ignored", printable(folder.path), len(ignored))
+        if media:
+            stamp = digest_of([[printable(f.name), f.size, f.tag] for f in folder.files])
+            yield Container(printable(folder.name) or ".", to_text(folder.path), sum(f.size for f in folder.files), stamp, external=False)
+
+
+def scan_folder(spec: SourceSpec, container: Container) -> Iterator[Sample]:
+    """A sample for each medium in one folder, by name."""
+    root, path = absolute(spec.path), to_local(container.path)
+    units = Units(container.name)
+    try:
+        folder = list_folder(path, path[len(root) :].strip("/"))
+    except BELONGS_TO_SOURCE as error:
+        unit, ordinal = units.place(0)
+        yield damaged(
+            spec.name, f"{container.name}/{DAMAGE}", f"folder {printable(path)} cannot be listed: {error.strerror}", unit, ordinal
+        )
+        return
+    except OSError as error:
+        raise InfrastructureError(f"listing {printable(path)} failed: {error}; mend the disk, then run again") from error
+    media, sidecars, _ = _sorted_out(folder)
+    for file in media:
+        sample = _sample(spec, file, sidecars)
+        unit, ordinal = units.place(media_bytes(sample))
+        yield Sample(sample.uid, spec.name, sample.key, unit, ordinal, sample.media, sample.texts, sample.damage)
+
+
+def _sorted_out(folder: Folder) -> tuple[list[File], Mapping[tuple[str, str], File], list[File]]:
+    media = [f for f in folder.files if media_kind(printable(f.name)) is not None]
+    stems = {stem for f in media for stem in (f.name, _stem(f.name))}
+    sidecars: dict[tuple[str, str], File] = {}
+    ignored: list[File] = []
+    for file in folder.files:
+        extension = file.name.rpartition(".")[2].lower()
+        if extension in ("txt", "json") and _stem(file.name) in stems:
+            sidecars.setdefault((_stem(file.name), extension), file)
+        elif media_kind(printable(file.name)) is None:
+            ignored.append(file)
+    return media, sidecars, ignored
+
+
+def _sample(spec: SourceSpec, file: File, sidecars: Mapping[tuple[str, str], File]) -> Sample:
+    key = printable(file.name)
+    kind = media_kind(key)
+    record: dict[str, Any] = {}
+    try:
+        for extension in ("json", "txt"):
+            sidecar = sidecars.get((file.name, extension)) or sidecars.get((_stem(file.name), extension))
+            if sidecar is None:
+                continue
+            data = _content(sidecar)
+            if extension == "txt":
+                record["txt"] = decode_text(data, sidecar.path)
+            else:
+                value = parse_json(data, sidecar.path)
+                record = value if isinstance(value, dict) else {"json": value}
+        texts = texts_of(record, role_fields(spec, beside_medium(record)), file.path)
+    except SourceError as error:
+        return damaged(spec.name, key, str(error))
+    ref = MediaRef(kind or "image", key, file.path, -1, file.size, file.stamp)
+    return Sample(uid_of(spec.name, key), spec.name, key, "", 0, (ref,), texts)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _content(sidecar: File) -> bytes:
+    size = stat_file(sidecar.path).size
+    if size > RECORD_BYTES:
+        raise SourceError(f"{sidecar.path} has {size:,} bytes, more than {RECORD_BYTES:,}")
+    try:
+        with open_file(sidecar.path) as file:
+            return file.read(RECORD_BYTES)
+    except OSError as error:
+        raise InfrastructureError(f"reading {sidecar.path} failed: {error}; mend the disk or network, then run again") from error
+
+
+FORMAT = Format(list_folders, scan_folder, ())
