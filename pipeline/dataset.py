@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from pipeline import cluster
 from pipeline.ledger import PLACEMENTS, Ledger, first, name, quote
 from pipeline.recipe import Recipe, StepOp
 from pipeline.shardwork import ShardTask, write_one
@@ -20,9 +21,10 @@ from shards.index import ITEM_FIELDS, MEASURE_TYPE, index_schema
 from shards.manifest import MANIFEST, Manifest, ShardInfo, load_manifest, profile_entries, save_manifest, version_folder
 from shards.profile import Profile
 from shards.publish import publish_index
-from shards.reader import Dataset
+from shards.reader import read_index
 from shards.sample import digest_of
 from shards.store import Store, open_store
+from shards.twin import decode_index
 from shards.writer import score_name
 
 SAMPLE_OVERHEAD = 3 * 1024  # headers, padding and JSON of a sample, for cutting; shards are cut by estimate, never split a sample
@@ -160,14 +162,13 @@ def _reuse(judge: Judge, layout: Layout, store: Store, old: Manifest, version: s
         "create or replace temp table placed as select k.uid, p.shard from kept k "
         f"join {judge.scan('placements')} p on p.uid = k.uid and p.sample = k.sample"
     )
-    dataset = Dataset.open(store.url(f"{version_folder(old.version)}/{MANIFEST}"))
     found: list[tuple[ShardInfo, bool]] = []
     for shard in old.shards:
         con.execute(f"create or replace temp table here as select uid from placed where shard = {quote(shard.path)}")
         count = first(con, "select count(*) from here")[0]
         if count == 0:
             continue
-        index = dataset.shard_index(shard)
+        index = decode_index(read_index(store, shard), shard.index)
         table = _reindexed(judge, layout, index)
         if table.equals(index):
             found.append((shard, False))
@@ -225,7 +226,12 @@ def _cut(judge: Judge, layout: Layout, store: Store, version: str) -> list[Shard
     table = "kept_new" if first(con, "select 1 from duckdb_tables() where table_name = 'kept_new'") else "kept"
     select, joins = judge.columns_sql([c for _, _, c in layout.scores], before=len(recipe.ops), first=True)
     formats = next(
-        (f"{work_value(op, f's{i}', 'format')} as _formats" for i, op in enumerate(recipe.ops) if _is_probe(op)), "null as _formats"
+        (
+            f"{work_value(op, f's{i}', 'format')} as _formats"
+            for i, op in enumerate(recipe.ops)
+            if isinstance(op, StepOp) and op.op == "probe"
+        ),
+        "null as _formats",
     )
     wanted = [c.name for c in layout.compose.columns if c.wide] if layout.compose else []
     wanted += [c.name for op, _ in layout.measures for c in op.columns if c.wide]
@@ -269,10 +275,6 @@ def _cut(judge: Judge, layout: Layout, store: Store, version: str) -> list[Shard
     return tasks
 
 
-def _is_probe(op: object) -> bool:
-    return isinstance(op, StepOp) and op.op == "probe"
-
-
 def _shards(reader: pa.RecordBatchReader, max_bytes: int, max_samples: int) -> Iterator[tuple[str, int, pa.Table]]:
     """(split, number, rows) of each shard, in order; a sample that alone is larger than a shard has one of its own."""
     held: list[pa.RecordBatch] = []
@@ -308,7 +310,7 @@ def _write(tasks: list[ShardTask], progress: Callable[[str, int, int], None]) ->
     while waiting:
         done, waiting = ray.wait(waiting)
         for ref in done:
-            infos[running[ref]] = ray.get(ref)
+            infos[running[ref]] = cluster.get(ref)
         progress("write shards", len(tasks) - len(waiting), len(tasks))
     Path(tasks[0].file).unlink(missing_ok=True)
     return [info for info in infos if info is not None]

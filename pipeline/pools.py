@@ -1,9 +1,11 @@
-"""Fused groups on Ray Data: a stream of tasks through one actor pool for each group, answers back as payloads."""
+"""Fused groups on Ray Data: a stream of tasks through one actor pool for each group, answers back as payloads.
+
+An error that ends the run travels as an answer too, not as an exception: Ray never sees it, and what was done before it is kept."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -17,6 +19,8 @@ from curation.program import Program, call_from_json
 from pipeline import cluster, payload
 from pipeline.recipe import StepOp
 from pipeline.work import Task, read_task
+from shards import errors
+from shards.errors import FoveaError, StepBug
 from shards.media import Limits
 
 ONWARD = "onward"
@@ -33,13 +37,18 @@ class GroupActor:
         answers: list[GroupResult] = []
         header: dict[str, Any] = {"costs": [], "media_opened": 0, "crashes": 0, "rows": 0}
         before: dict[str, pa.Table] = {}
+        units: Iterable[pa.Table]
         if "payload" in batch:
             header, before = payload.decode(bytes(batch["payload"][0]))
-            units: Iterator[pa.Table] | list[pa.Table] = _split_units(before.pop(ONWARD))
+            units = _split_units(before.pop(ONWARD))
         else:
             units = read_task(Task(**{k: _plain(v[0]) for k, v in batch.items()}))
             header["rows"] = int(batch["rows"][0])
-        answers = [self._runner.run(unit) for unit in units if unit.num_rows]
+        try:
+            if "failure" not in header:
+                answers += [self._runner.run(unit) for unit in units if unit.num_rows]
+        except FoveaError as error:
+            header["failure"] = _failure(error)
         for answer in answers:
             header["costs"] += [{"digest": digest, **asdict(cost)} for digest, cost in answer.costs.items()]
             header["media_opened"] += answer.media_opened
@@ -51,7 +60,10 @@ class GroupActor:
 def stream(
     tasks: Sequence[Task], pools: Sequence[tuple[Program, StepOp | None]], limits: Limits
 ) -> Iterator[tuple[dict[str, Any], dict[str, pa.Table]]]:
-    """Run tasks through the pools; (header, tables by ledger table name) of each as it is done, in any order."""
+    """Run tasks through the pools; (header, tables by ledger table name) of each as it is done, in any order.
+
+    Raises the FoveaError that ended a worker's task, after its last answer, and InfrastructureError where Ray itself fails.
+    """
     data = ray.data.from_items([asdict(t) for t in tasks], override_num_blocks=min(len(tasks), 5_000))
     for program, alone in pools:
         gpus = alone.how.gpus if alone else 0.0
@@ -69,9 +81,26 @@ def stream(
             num_cpus=1 if len(pools) == 1 else 1 / len(pools),
             num_gpus=gpus or None,
         )
-    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+    for batch in cluster.ours(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)):
         for value in batch.column("payload"):
-            yield payload.decode(value.as_buffer().to_pybytes())
+            header, tables = payload.decode(value.as_buffer().to_pybytes())
+            failure = header.pop("failure", None)
+            yield header, tables
+            if failure is not None:
+                raise _error(failure)
+
+
+def _failure(error: FoveaError) -> dict[str, Any]:
+    """An error as JSON; inverse of `_error`."""
+    if isinstance(error, StepBug):
+        return {"type": "StepBug", "arguments": [error.step, error.uids, error.what]}
+    return {"type": type(error).__name__, "arguments": [str(error)]}
+
+
+def _error(failure: Mapping[str, Any]) -> FoveaError:
+    kind = getattr(errors, failure["type"], FoveaError)
+    found: FoveaError = kind(*failure["arguments"])
+    return found
 
 
 def program_to_json(program: Program) -> str:

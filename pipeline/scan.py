@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 
 from curation.rows import texts_to_json
+from pipeline import cluster
 from pipeline.ledger import CONTAINERS, LISTING, RECORDS, Ledger, first, name, quote
 from shards.sample import Sample, media_stamp, texts_fingerprint
 from shards.sources import Container, SourceSpec, list_containers, scan
@@ -144,9 +145,9 @@ def _scan_all(changed: list[tuple[SourceSpec, Container]]) -> Iterator[pa.Table]
     for spec, container in changed:
         running.append(task.remote(spec, container))
         if len(running) == IN_FLIGHT:
-            yield from map(ray.get, running.popleft())
+            yield from map(cluster.get, cluster.ours(running.popleft()))
     while running:
-        yield from map(ray.get, running.popleft())
+        yield from map(cluster.get, cluster.ours(running.popleft()))
 
 
 def scan_tables(spec: SourceSpec, container: Container) -> Iterator[pa.Table]:

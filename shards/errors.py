@@ -71,3 +71,6 @@ class StepBug(FoveaError):
         self.step, self.uids, self.what = step, uids, what
         shown = ", ".join(uids[:5]) + (f" and {len(uids) - 5} more" if len(uids) > 5 else "")
         super().__init__(f"a bug in step {step!r} with {len(uids)} samples ({shown}): {what}")
+
+    def __reduce__(self) -> tuple[type[StepBug], tuple[str, list[str], str]]:
+        return StepBug, (self.step, self.uids, self.what)
