@@ -62,11 +62,13 @@ def beside_medium(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def role_fields(spec: SourceSpec, defaults: Mapping[str, str]) -> dict[str, str]:
-    """role -> field: the spec's own, then the defaults, except a default whose field the spec gave to another role."""
+    """role -> field: the spec's own, then the defaults, except a default whose field the spec gave to another role. A field "text" means
+    many things: it is running text by default only where the spec names no role of a text at all."""
     taken = {f for f in spec.fields.values() if f is not None}
     chosen = {role: f for role, f in spec.fields.items() if f is not None}
+    named = any(role in spec.fields for role in ROLES)
     for role, name in defaults.items():
-        if role not in spec.fields and name not in taken:
+        if role not in spec.fields and name not in taken and not (role == "text" and named):
             chosen[role] = name
     return chosen
 
@@ -75,7 +77,7 @@ def texts_of(record: Mapping[str, Any], fields: Mapping[str, str], where: str, d
     """The texts of a record; `meta` is every field that no role and no entry of `drop` took. Raises SourceError for a role whose value
     is no text (a number, an object) or holds lone surrogates."""
     values = {role: look_up(record, fields[role]) for role in ROLES if role in fields}
-    used = {fields[role] for role, value in values.items() if value is not None} | set(drop)
+    used = {fields[role] for role in values} | set(drop)
     return Texts(
         caption=_text(values.get("caption"), fields.get("caption", ""), where),
         transcription=_text(values.get("transcription"), fields.get("transcription", ""), where),
