@@ -89,9 +89,11 @@ def read_cell(path: str, cell: str) -> bytes | None:
 def open_parquet(path: str) -> pq.ParquetFile:
     """A Parquet file at a local path or URL; pages are read as they are needed."""
     if is_url(path):
-        return pq.ParquetFile(fsspec.open(path, "rb").open(), buffer_size=1 << 20)
+        return pq.ParquetFile(fsspec.open(path, "rb").open(), buffer_size=1 << 20, page_checksum_verification=True)
     local = to_local(path)
-    return pq.ParquetFile(pa.OSFile(local, "rb") if is_unicode(local) else open(local, "rb"), buffer_size=1 << 20)
+    return pq.ParquetFile(
+        pa.OSFile(local, "rb") if is_unicode(local) else open(local, "rb"), buffer_size=1 << 20, page_checksum_verification=True
+    )
 
 
 def split_column(schema: pa.Schema, column: str) -> tuple[str, int | None, str | None]:

@@ -36,9 +36,13 @@ def list_containers(spec: SourceSpec) -> Iterator[Container]:
 def scan(spec: SourceSpec, container: Container) -> Iterator[Sample]:
     """The samples of one container, in units (`Sample.unit`, `.ordinal`). What cannot be read is a sample with `damage`.
 
-    Raises RecipeError for a `where` or `fields` that cannot work, InfrastructureError where the disk or network fails.
+    Raises RecipeError for a `where` or `fields` that cannot work and for a source that went away, InfrastructureError where the disk or
+    network fails.
     """
-    return _format(spec).scan(spec, container)
+    try:
+        yield from _format(spec).scan(spec, container)
+    except SourceError as error:  # of the source as a whole: damage inside a container is a sample
+        raise RecipeError(f"source {spec.name!r}: {error}; mend its path") from error
 
 
 def resolve(spec: SourceSpec, base_dir: str | os.PathLike[str]) -> SourceSpec:
