@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from curation.rows import row_schema
 from pipeline.curate import counts, global_rows
-from pipeline.ledger import Ledger, first, open_ledger
+from pipeline.ledger import Ledger, first, open_ledger, quote
 from pipeline.log import CommitLog
 from pipeline.recipe import Recipe, RuleOp, StepOp
 from pipeline.scan import Changes, overlay
@@ -18,7 +19,8 @@ from shards.store import open_store
 class StepPlan:
     """Calls that a step would get: samples at level "sample", media at level "medium".
 
-    exact: the number itself; else an upper bound, because a rule over columns that are not there yet, or a global step, stands before it.
+    exact: the number itself; else an upper bound, because a rule over columns that are not there yet, or a global step, stands before it,
+    or because a file has another date and only its bytes can say whether it changed.
     cached: rows that are there already. seconds: at the cost measured in this run so far; None where there is none.
     """
 
@@ -49,9 +51,10 @@ def make_plan(recipe: Recipe, run: str) -> RunPlan:
         plan = RunPlan(overlay(connection, ledger, recipe.sources))
         judge = Judge(connection, ledger, recipe)
         plan.phases = [phase_text(segment) for segment in judge.segments if segment.ops]
-        upstream = 0  # samples that wait in an earlier segment: how many of them come here nobody knows
+        upstream: list[int] = []  # earlier segments where samples wait: how many of them come here nobody knows
         for segment in judge.segments:
-            upstream = _plan_segment(judge, segment, plan, upstream)
+            if _plan_segment(judge, segment, plan, upstream):
+                upstream.append(segment.number)
         plan.counts = counts(connection, judge)
         if ledger.files("verdicts"):
             query = (
@@ -80,15 +83,15 @@ def _open(run: str) -> Ledger:
     return open_ledger(run) if store.exists("run.json") else Ledger(store, CommitLog(store))
 
 
-def _plan_segment(judge: Judge, segment: Segment, plan: RunPlan, upstream: int) -> int:
-    """Judge a segment, add its steps to the plan; how many samples wait here or before."""
+def _plan_segment(judge: Judge, segment: Segment, plan: RunPlan, upstream: Sequence[int]) -> int:
+    """Judge a segment, add its steps to the plan; how many samples wait here. upstream: earlier segments where samples wait."""
     judge.judge(segment)
     if segment.global_step is not None:
         index, op = segment.global_step
         waiting = _count(judge, f"select count(*) from state{segment.number} where op = {index}")
         if waiting:
-            plan.steps.append(StepPlan(op.name, op.digest, 1, upstream == 0, 0, _seconds(judge.ledger, op, 1)))
-            if upstream == 0:
+            plan.steps.append(StepPlan(op.name, op.digest, 1, not upstream, 0, _seconds(judge.ledger, op, 1)))
+            if not upstream:
                 # Nothing it reads is missing, so its result can be had now: it is a pure function and costs no model.
                 judge.connection.register(f"planned{segment.number}", global_rows(judge, segment, op))
                 table = global_table(op, judge.populations[op.digest])
@@ -97,25 +100,28 @@ def _plan_segment(judge: Judge, segment: Segment, plan: RunPlan, upstream: int) 
     annotators = [(i, op) for i, op in segment.ops if isinstance(op, StepOp) and op.step.shape == "annotator"]
     for i, op in annotators:
         plan.steps.append(_plan_step(judge, segment, i, op, upstream))
-    return upstream + _count(judge, f"select count(*) from state{segment.number} where status = 'pending'")
+    return _count(judge, f"select count(*) from state{segment.number} where status = 'pending'")
 
 
-def _plan_step(judge: Judge, segment: Segment, index: int, op: StepOp, upstream: int) -> StepPlan:
+def _plan_step(judge: Judge, segment: Segment, index: int, op: StepOp, upstream: Sequence[int]) -> StepPlan:
     scan = judge.scan(step_table(op), row_schema(op.step, op.what, wide=False))
-    size = "sum(b.n_media)" if op.step.level == "medium" else "count(*)"
+    size = "count(*)"
+    if op.step.level == "medium":
+        of_kinds = f"len(list_filter(b.media_kinds, lambda k: k in ({', '.join(map(quote, sorted(op.kinds)))})))"
+        size = f"sum(case when b.n_media > 1 then {of_kinds} else b.n_media end)"
+    touched = f"b.content is null and b.uid in (select uid from {judge.scan('contents')})" if "media" in op.roots else "false"
     query = (
-        f"select coalesce({size}, 0), coalesce(min(b.op), {index}) from state{segment.number} b left join {scan} s "
-        f"on s.uid = b.uid and s.fp = {fingerprint_sql(op.roots)} "
+        f"select coalesce({size}, 0), coalesce(min(b.op), {index}), coalesce(bool_or({touched}), false) "
+        f"from state{segment.number} b left join {scan} s on s.uid = b.uid and s.fp = {fingerprint_sql(op.roots)} "
         f"where b.status = 'pending' and b.op <= {index} and {applies_sql(op.kinds, 'b.kind')} and s.uid is null"
     )
-    calls, blocked = first(judge.connection, query)
+    calls, blocked, unsure = first(judge.connection, query)
     open_rule = any(isinstance(o, RuleOp) and blocked < i < index for i, o in segment.ops)
     open_global = segment.global_step is not None and blocked == segment.global_step[0]
-    if upstream:
-        above = f"select {size} from state{segment.number - 1} b where b.status = 'pending' and {applies_sql(op.kinds, 'b.kind')}"
-        calls += _count(judge, above) if segment.number else 0
+    for number in upstream:
+        calls += _count(judge, f"select {size} from state{number} b where b.status = 'pending' and {applies_sql(op.kinds, 'b.kind')}")
     cached = sum(f.rows for f in judge.ledger.files(step_table(op)))
-    exact = upstream == 0 and not open_rule and not open_global
+    exact = not (upstream or open_rule or open_global or unsure)
     return StepPlan(op.name, op.digest, int(calls), exact, cached, _seconds(judge.ledger, op, int(calls)))
 
 
