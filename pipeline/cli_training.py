@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -21,23 +20,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on from checkpoints; --no-resume refuses if there are any.")
     ] = True,
-    plan: Annotated[bool, typer.Option("--plan", help="Print packs and fill of each stage, train nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the stages in order. Safe to repeat: finished stages are skipped, an interrupted one goes on where it stopped."""
-    import importlib.util
-
-    if importlib.util.find_spec("torch.cuda") is not None and not os.path.exists("/dev/nvidia0"):
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if plan:
-        from training.launch import preview
-
-        for facts in preview(config, dataset, tokenizer=tokenizer, stages=stage):
-            if as_json:
-                put_line(facts)
-            else:
-                out.print(", ".join(f"{k} {v}" for k, v in facts.items()), markup=False)
-        return
     from training.launch import train as run
 
     report = run(config, dataset, out_dir, tokenizer=tokenizer, stages=stage, resume=resume)

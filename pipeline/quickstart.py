@@ -29,8 +29,11 @@ class Finished:
     before: bool
 
 
-def quickstart(folder: Path, say: Say, progress: Callable[[str, int, int], None]) -> Finished:
-    """Make everything under `folder`: corpus/, the ledger, dataset/, tokenizer/, checkpoints/, export/, report.md. Raises FoveaError."""
+def quickstart(folder: Path, say: Say, progress: Callable[[str, int, int], None], training: str = "tiny") -> Finished:
+    """Make everything under `folder`: corpus/, the ledger, dataset/, tokenizer/, checkpoints/, export/, report.md. Raises FoveaError.
+
+    training   the training config: a name or a file.
+    """
     done = folder / DONE
     if done.is_file():
         return Finished(folder, json.loads(done.read_text()), before=True)
@@ -38,7 +41,7 @@ def quickstart(folder: Path, say: Say, progress: Callable[[str, int, int], None]
     seconds: dict[str, float] = {}
     recipe = _timed(seconds, "corpus", lambda: _corpus(folder, say))
     _timed(seconds, "curate", lambda: _curate(folder, recipe, say, progress))
-    report = _timed(seconds, "train", lambda: _train(folder, say))
+    report = _timed(seconds, "train", lambda: _train(folder, training, say))
     _timed(seconds, "export", lambda: _export(folder, report, say))
     facts = {
         "seconds": {k: round(v, 1) for k, v in seconds.items()},
@@ -82,12 +85,12 @@ def _curate(folder: Path, recipe_file: Path, say: Say, progress: Callable[[str, 
     ray.shutdown()  # the trainer needs both cores
 
 
-def _train(folder: Path, say: Say) -> Any:
+def _train(folder: Path, config: str, say: Say) -> Any:
     from training.launch import train
 
     say("3/4  training four tiny stages (the first time, DeepSpeed compiles a small op: about 45 s)")
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    return train("tiny", str(folder / "dataset"), folder, tokenizer=str(folder / "tokenizer"))
+    return train(config, str(folder / "dataset"), folder, tokenizer=str(folder / "tokenizer"))
 
 
 def _export(folder: Path, report: Any, say: Say) -> None:

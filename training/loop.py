@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fovea")
 
+SAID_EVERY = 10  # steps between two lines of the log; metrics.jsonl has every one
+
 
 class Feed(Protocol):
     """The data of a stage: passes (epochs, from 0) of planned steps, each this rank's packs of it."""
@@ -70,7 +72,8 @@ def run_stage(model: nn.Module, number: int, config: TrainingConfig, feed: Feed,
         done += 1
         fill = result.tokens / (result.packs * stage.seq_tokens)
         metrics.write({"kind": "step", "stage": number, "step": done, **asdict(result), "fill": fill, "wait": wait})
-        log.info("stage %d step %d/%d loss %.4f", number, done, total, result.loss)
+        told = logging.INFO if done % SAID_EVERY == 0 or done in (1, total) else logging.DEBUG
+        log.log(told, "stage %d step %d/%d loss %.4f", number, done, total, result.loss)
         if done % config.checkpoint_steps == 0 and done < total:
             save_state(engine, folder, _state(number, done, epoch, loaded.cursor_after, digest, ranks), config.keep_checkpoints, ranks)
         waited = time.perf_counter()
