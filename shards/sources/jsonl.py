@@ -21,11 +21,11 @@ BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One record as it lies in the file: its fields, or what is wrong with it. `digest` is of its bytes, `where` is file:line or file[n],
-    `size` its bytes."""
+    """One record as it lies in the file: its fields, or what is wrong with it and a digest of its bytes. `where` is file:line or
+    file[n], `size` its bytes."""
 
     where: str
-    digest: str
+    digest: str = ""
     record: dict[str, Any] | None = None
     damage: str | None = None
     size: int = 0
@@ -78,14 +78,14 @@ def _array(file: BinaryIO, path: str) -> Iterator[Line]:
 
 
 def _line(raw: bytes, where: str) -> Line:
-    digest = hashlib.sha256(raw).hexdigest()[:16]
     try:
         record = parse_json(raw, where)
+        if isinstance(record, dict):
+            return Line(where, record=record, size=len(raw))
+        damage = f"{where}: a record must be a JSON object, this is {json.dumps(record)[:40]}"
     except SourceError as error:
-        return Line(where, digest, damage=str(error))
-    if not isinstance(record, dict):
-        return Line(where, digest, damage=f"{where}: a record must be a JSON object, this is {json.dumps(record)[:40]}")
-    return Line(where, digest, record, size=len(raw))
+        damage = str(error)
+    return Line(where, hashlib.sha256(raw).hexdigest()[:16], damage=damage)
 
 
 class _Elements:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,20 @@ from shards.errors import InfrastructureError, SourceError
 from shards.paths import printable
 from shards.sample import MediaRef, Sample, digest_of, uid_of
 from shards.sources.spec import DAMAGE, Container, SourceSpec, Units, damaged, media_bytes
-from shards.sources.texts import DEFAULTS, look_up, role_fields, texts_of
-from shards.sources.where import note_columns, select
+from shards.sources.texts import DEFAULTS, clean, look_up, role_fields, texts_of
+from shards.sources.where import SCALARS, Where
 
 log = logging.getLogger("fovea")
 
+ID_CHARS = 1_024
 BATCH_RECORDS = 4_096
 BATCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as read. `content` hashes all of it; `size` is what it weighs in memory, `media_bytes` an estimate where its media do not
-    say it; `group` changes where a unit must end; `place` is the format's own."""
+    """One record as read. `digest` is of its bytes where it is damaged, `content` hashes all of it; `size` is what it weighs in memory,
+    `media_bytes` an estimate where its media do not say it; `group` changes where a unit must end; `place` is the format's own."""
 
     where: str
     digest: str
@@ -46,20 +47,24 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """What `build` found of a record: its media, its annotation files, and the fields that said so."""
+    """What `build` found of a record: its media, its annotation files, the fields that said so; with `explode`, what is wrong with a
+    medium, by its name."""
 
     refs: list[MediaRef]
     annotations: list[str]
     fields: list[str]
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """What must be known of the whole source before its first record: ids seen twice, those with several contents, types of fields."""
+    """What must be known of the whole source before its first record: ids seen twice, those with several contents; of the fields that
+    `where` names those that some record has as a scalar, and for messages the fields of one record."""
 
     repeated: frozenset[str]
     forked: frozenset[str]
-    columns: dict[str, str]
+    asked: frozenset[str] = frozenset()
+    example: tuple[str, ...] | None = None
 
 
 Read = Callable[[SourceSpec, Container], Iterator[Record]]
@@ -70,10 +75,13 @@ _censuses: dict[str, Census] = {}
 def scan_records(spec: SourceSpec, container: Container, siblings: list[Container], read: Read, build: Build) -> Iterator[Sample]:
     """The samples of one container. `siblings` are all containers of the source. Raises RecipeError for a `where` that cannot run,
     InfrastructureError where the disk or network fails; what a record is guilty of is a damaged sample."""
+    where = Where(spec.name, spec.where) if spec.where is not None else None
     try:
-        census = _census(spec, siblings, read)
+        census = _census(spec, siblings, read, where)
+        if where is not None and census.example is not None:
+            where.check_fields(census.asked, census.example)
         units, done, group = Units(container.name), set[str](), 0
-        for record in _selected(spec, read(spec, container), census):
+        for record in _selected(where, read(spec, container)):
             if record.group != group:
                 units.cut()
                 group = record.group
@@ -83,6 +91,9 @@ def scan_records(spec: SourceSpec, container: Container, siblings: list[Containe
                 yield Sample(sample.uid, spec.name, sample.key, unit, ordinal, sample.media, sample.texts, sample.damage)
     except OSError as error:
         raise InfrastructureError(f"reading {container.path} failed: {error}; mend the disk or network, then run again") from error
+    finally:
+        if where is not None:
+            where.close()
 
 
 def record_id(spec: SourceSpec, record: Record) -> str | None:
@@ -93,41 +104,60 @@ def record_id(spec: SourceSpec, record: Record) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise SourceError(f"{record.where}: field {name!r} must be text or a whole number, it is {value!r}"[:400])
+    if isinstance(value, str) and len(value) > ID_CHARS:
+        raise SourceError(f"{record.where}: field {name!r} has {len(value):,} characters, an id has at most {ID_CHARS:,}")
     return str(value)
 
 
 def _samples(spec: SourceSpec, container: Container, record: Record, census: Census, build: Build, done: set[str]) -> list[Sample]:
-    fault_key = f"{container.name}/{DAMAGE}/{record.digest}"
-    if record.damage is not None:
-        return _once([damaged(spec.name, fault_key, record.damage)], done)
+    if record.damage is not None and not record.fields:
+        return _once([_nameless(spec, container, record, record.damage)], done)
     try:
         raw_id = record_id(spec, record)
         content = _content(record) if raw_id is None or raw_id in census.forked else ""
     except SourceError as error:
-        return _once([damaged(spec.name, fault_key, str(error))], done)
+        return _once([_nameless(spec, container, record, str(error))], done)
     key = content if raw_id is None else f"{printable(raw_id)}~{content}" if content else printable(raw_id)
     try:
+        if record.damage is not None:
+            raise SourceError(record.damage)
         media = build(spec, container, record)
         fields = role_fields(spec, DEFAULTS)
         fields = {role: name for role, name in fields.items() if name not in media.fields}
         texts = texts_of(record.fields, fields, record.where, drop=[*media.fields, spec.fields.get("id", "id") or ""])
         if media.annotations:
+            name = "annotations" if "annotations" not in texts.meta else "annotation_files"
             texts = type(texts)(
-                texts.caption, texts.transcription, texts.conversations, texts.text, {**texts.meta, "annotations": media.annotations}
+                texts.caption, texts.transcription, texts.conversations, texts.text, {**texts.meta, name: media.annotations}
             )
     except SourceError as error:
         samples = [damaged(spec.name, key, str(error))]
     else:
         pieces = [(key, tuple(media.refs))]
-        if spec.explode == "files" and media.refs:
+        if spec.explode == "files" and (media.refs or media.faults):
             pieces = [(f"{key}/{ref.name}", (ref,)) for ref in media.refs]
         samples = [Sample(uid_of(spec.name, k), spec.name, k, "", 0, refs, texts) for k, refs in pieces]
+        samples += [damaged(spec.name, f"{key}/{printable(name)}", fault) for name, fault in media.faults.items()]
     again = raw_id is None or raw_id in census.repeated or len(samples) > 1
     return _once(samples, done) if again else samples
 
 
+def _nameless(spec: SourceSpec, container: Container, record: Record, damage: str) -> Sample:
+    """The damaged sample of a record whose id is not known: its key ends in a hash of what it holds, not in its place."""
+    try:
+        digest = record.digest or _content(record)
+    except SourceError as error:
+        digest = digest_of(str(error))
+    return damaged(spec.name, f"{container.name}/{DAMAGE}/{digest}", damage)
+
+
 def _content(record: Record) -> str:
-    return record.content() if record.content is not None else digest_of(record.fields)
+    if record.content is not None:
+        return record.content()
+    try:
+        return digest_of(record.fields)
+    except ValueError:  # a number such as 1e999, which is JSON and no float
+        return digest_of(clean(record.fields))
 
 
 def _once(samples: list[Sample], done: set[str]) -> list[Sample]:
@@ -138,8 +168,8 @@ def _once(samples: list[Sample], done: set[str]) -> list[Sample]:
     return fresh
 
 
-def _selected(spec: SourceSpec, records: Iterable[Record], census: Census) -> Iterator[Record]:
-    if spec.where is None:
+def _selected(where: Where | None, records: Iterable[Record]) -> Iterator[Record]:
+    if where is None:
         yield from records
         return
     batch: list[Record] = []
@@ -148,28 +178,34 @@ def _selected(spec: SourceSpec, records: Iterable[Record], census: Census) -> It
         batch.append(record)
         weight += record.size
         if len(batch) >= BATCH_RECORDS or weight >= BATCH_BYTES:
-            yield from _chosen(spec, batch, census)
+            yield from _chosen(where, batch)
             batch, weight = [], 0
-    yield from _chosen(spec, batch, census)
+    yield from _chosen(where, batch)
 
 
-def _chosen(spec: SourceSpec, batch: list[Record], census: Census) -> Iterator[Record]:
-    whole = [r.fields for r in batch if r.damage is None]
-    chosen = iter(select(spec.name, spec.where or "true", whole, census.columns) if whole else ())
-    return (r for r in batch if r.damage is not None or next(chosen))  # a broken record cannot be asked: it is shown
+def _chosen(where: Where, batch: list[Record]) -> Iterator[Record]:
+    verdicts = iter(where.judge([r.fields for r in batch if r.damage is None]))
+    for record in batch:
+        verdict = record.damage is not None or next(verdicts)  # a broken record cannot be asked: it is shown
+        if isinstance(verdict, str):
+            yield replace(record, damage=f"{record.where}: where {where.expression!r} cannot be asked: {verdict}")
+        elif verdict:
+            yield record
 
 
-def _census(spec: SourceSpec, containers: list[Container], read: Read) -> Census:
+def _census(spec: SourceSpec, containers: list[Container], read: Read, where: Where | None) -> Census:
     key = digest_of(asdict(spec), [[c.name, c.path, c.stamp] for c in containers])
     if key in _censuses:
         return _censuses[key]
     hashes = array("Q")
-    columns: dict[str, str] = {}
+    missing = set(where.columns) if where is not None else set[str]()
+    example: tuple[str, ...] | None = None
     for record_key, record in _identified(spec, containers, read):
         if record_key is not None:
             hashes.append(_hash(record_key))
-        if spec.where is not None:
-            note_columns(record.fields, columns)
+        example = example or tuple(sorted(map(printable, record.fields)))
+        if missing:
+            missing -= {name for name in missing if isinstance(record.fields.get(name), SCALARS)}
     values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
     twice = set(values[counts > 1].tolist())
     contents: dict[str, set[str]] = {}
@@ -183,7 +219,8 @@ def _census(spec: SourceSpec, containers: list[Container], read: Read) -> Census
         log.warning("source %s: %d ids have several contents (%s …): each is a sample `<id>~<hash>`", spec.name, len(forked), some)
     while len(_censuses) >= 4:
         _censuses.pop(next(iter(_censuses)))
-    _censuses[key] = Census(frozenset(contents), forked, columns)
+    asked = frozenset(where.columns) - missing if where is not None else frozenset[str]()
+    _censuses[key] = Census(frozenset(contents), forked, asked, example)
     return _censuses[key]
 
 

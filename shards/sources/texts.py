@@ -24,7 +24,7 @@ SURROGATES = re.compile("[\ud800-\udfff]")
 def parse_json(data: bytes, where: str) -> Any:
     """JSON as RFC 8259 has it (no NaN). Raises SourceError that names `where`, also for UTF-8 and nesting that cannot be read."""
     try:
-        value = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse)
+        value = JSON.decode(data.decode("utf-8-sig"))
     except RecursionError as error:
         raise SourceError(f"{where}: nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -90,7 +90,7 @@ def texts_of(record: Mapping[str, Any], fields: Mapping[str, str], where: str, d
 def clean(value: Any) -> Any:
     """A value as JSON can hold it: lone surrogates become U+FFFD, NaN null, infinities and dates text, bytes their count."""
     if isinstance(value, str):
-        return SURROGATES.sub("\ufffd", value)
+        return value if value.isascii() else SURROGATES.sub("\ufffd", value)
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     if value is None or isinstance(value, (bool, int, float)):
@@ -153,3 +153,6 @@ def _depth(value: Any, most: int) -> int:
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+JSON = json.JSONDecoder(parse_constant=_refuse)
