@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,15 +57,15 @@ def resolve(spec: SourceSpec, base_dir: str | os.PathLike[str]) -> SourceSpec:
 def check_source(spec: SourceSpec, base_dir: str | os.PathLike[str]) -> list[str]:
     """What is wrong with a source, each with its mend; empty where it can run. Opens no medium and reads no record."""
     if spec.format not in FORMATS:
-        return [f"source {spec.name!r}: unknown format {spec.format!r}; formats are {', '.join(FORMATS)}"]
+        return [f"source {spec.name!r}: unknown format {spec.format!r}; {_instead([spec.format], FORMATS, 'formats are')}"]
     form = FORMATS[spec.format]
     problems: list[str] = []
     if has_credentials(spec.path) or has_credentials(str(spec.options.get("media_root", ""))):
         return [f"source {spec.name!r}: its URL holds credentials; take them out and pass them through the environment"]
     if unknown := sorted(set(spec.options) - set(form.options)):
-        problems.append(f"unknown options {', '.join(unknown)}; {spec.format} has {', '.join(form.options) or 'none'}")
+        problems.append(f"unknown options {', '.join(unknown)}; {_instead(unknown, form.options, f'{spec.format} has')}")
     if unknown := sorted(set(spec.fields) - set(form.roles)):
-        problems.append(f"unknown fields {', '.join(unknown)}; {spec.format} has {', '.join(form.roles)}")
+        problems.append(f"unknown fields {', '.join(unknown)}; {_instead(unknown, form.roles, f'{spec.format} has')}")
     if wrong := sorted(k for k, v in spec.fields.items() if v is not None and not isinstance(v, str)):
         problems.append(f"fields {', '.join(wrong)} must name a field of the record (text), or be null")
     if spec.explode is not None and spec.explode not in form.explodes:
@@ -94,6 +95,13 @@ def _missing(spec: SourceSpec, form: Format) -> list[str]:
     if root and not is_url(str(root)) and not Path(to_local(str(root))).is_dir():
         problems.append(f"there is no folder {root}; mend options.media_root")
     return problems
+
+
+def _instead(unknown: Iterable[str], known: Iterable[str], introduction: str) -> str:
+    names = list(known)
+    close = [f"{name!r}" for wrong in unknown for name in difflib.get_close_matches(wrong, names, 1)]
+    listed = f"{introduction} {', '.join(names) or 'none'}"
+    return f"{listed} (did you mean {', '.join(close)}?)" if close else listed
 
 
 def _against(path: str, base_dir: str | os.PathLike[str]) -> str:

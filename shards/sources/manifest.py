@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+from shards.errors import SourceError
 from shards.sample import Sample
 from shards.sources.jsonmedia import list_json, media_refs, media_root, read_json
 from shards.sources.records import Media, Record, scan_records
@@ -30,9 +32,31 @@ def _build(spec: SourceSpec, container: Container, record: Record) -> Media:
     if names is None:
         return Media([], [], [name] if name else [])
     root = media_root(spec, container)
+    listed = names if isinstance(names, (list, tuple)) else [names]
+    if spec.explode is not None and all(isinstance(n, str) for n in listed):
+        return _each(spec, root, listed, record, name)
     # in a manifest whatever is no annotation is a medium: hostile data lies about extensions, and the decoder has the last word
-    refs, others = media_refs(spec, root, names, record.where, skip=lambda n: n.lower().endswith(ANNOTATIONS))
+    refs, others = media_refs(spec, root, names, record.where, skip=_is_annotation)
     return Media(refs, others, [name] if name else [])
+
+
+def _each(spec: SourceSpec, root: str, names: Sequence[str], record: Record, field: str | None) -> Media:
+    """As `_build`, but a file that is at fault takes no other with it."""
+    media = Media([], [], [field] if field else [], {})
+    faults: dict[str, str] = {}
+    for name in names:
+        try:
+            refs, others = media_refs(spec, root, name, record.where, skip=_is_annotation)
+        except SourceError as error:
+            faults[name] = str(error)
+        else:
+            media.refs.extend(refs)
+            media.annotations.extend(others)
+    return replace(media, faults=faults)
+
+
+def _is_annotation(name: str) -> bool:
+    return name.lower().endswith(ANNOTATIONS)
 
 
 FORMAT = Format(
