@@ -74,7 +74,7 @@ def ask(folder: Path, sql: str) -> list[tuple[Any, ...]]:
 
 def verdicts(folder: Path) -> dict[str, tuple[str, str | None, str | None]]:
     """key → verdict, step, reason."""
-    return {key: rest for key, *rest_ in ask(folder, "select key, verdict, step, reason from samples") for rest in [tuple(rest_)]}  # type: ignore[misc]
+    return {key: (verdict, step, why) for key, verdict, step, why in ask(folder, "select key, verdict, step, reason from samples")}
 
 
 def seq(folder: Path) -> int:

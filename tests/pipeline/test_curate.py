@@ -16,6 +16,8 @@ from pipeline.ledger import Ledger, open_ledger
 from pipeline.plan import RunPlan, make_plan
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.verdicts import Judge
+from shards.errors import InfrastructureError, SourceError, StepBug
+from shards.verify import verify
 from tests.pipeline.small import ask, picture, pictures, recipe, run, seq, talk, texts, verdicts
 from tests.steps import counting
 
@@ -194,3 +196,95 @@ def as_planned_at_most(path: Path, folder: Path) -> Outcome:
         made = outcome.calls.get(step.name, 0)
         assert made == step.calls if step.exact else made <= step.calls
     return outcome
+
+
+SEGFAULT, BUGGY = "tests.steps.segfault", "tests.steps.buggy"
+
+
+def test_a_step_that_kills_its_process_costs_one_row(tmp_path: Path) -> None:
+    pictures(tmp_path / "pics", 6)
+    path = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, [{SEGFAULT: {"as": "deadly", "keys": ["003.jpg"]}}])
+    outcome = run(path, tmp_path / "run")
+    assert (outcome.counts["kept"], outcome.counts["errored"], outcome.pending) == (5, 1, 0)
+    assert outcome.crashes >= 2  # with the others, and alone
+    verdict, step, reason = verdicts(tmp_path / "run")["003.jpg"]
+    assert (verdict, step) == ("errored", "deadly")
+    assert str(reason).startswith("crash: signal 11")
+    assert run(path, tmp_path / "run").calls == {}  # an errored sample is done
+    mended = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, [{SEGFAULT: {"as": "deadly"}}])
+    assert run(mended, tmp_path / "run").counts["kept"] == 6
+
+
+def test_errors_are_tried_again_when_asked(tmp_path: Path) -> None:
+    pictures(tmp_path / "pics", 4)
+    (tmp_path / "pics/broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    path = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, ["probe"])
+    assert run(path, tmp_path / "run").counts["errored"] == 1
+    again = run(path, tmp_path / "run", retry_errors=True)
+    assert (called(again), again.counts["errored"], again.counts["kept"], again.media_opened) == ({"probe": 1}, 1, 4, 1)
+    picture(tmp_path / "pics/broken.jpg", 50)
+    mended = run(path, tmp_path / "run")
+    assert (called(mended), mended.counts["kept"]) == ({"probe": 1}, 5)
+
+
+@pytest.mark.parametrize("way", ["raise", "memory"])
+def test_a_bug_ends_the_run_as_a_message_and_what_was_done_stays(tmp_path: Path, way: str) -> None:
+    pictures(tmp_path / "pics", 4)
+    texts(tmp_path / "texts.jsonl", 1)
+    sources = {"pics": tmp_path / "pics", "texts": tmp_path / "texts.jsonl"}
+    steps = [{"tests.steps.counting": {"as": "counting"}}, {"keep": {"name": "late", "if": "key >= '001.jpg'"}}, {BUGGY: {"way": way}}]
+    path = recipe(tmp_path / "r.yaml", sources, steps)
+    run(path, tmp_path / "run", until="late")
+    with pytest.raises(StepBug if way == "raise" else InfrastructureError) as caught:
+        run(path, tmp_path / "run")
+    assert BUGGY in str(caught.value)
+    if isinstance(caught.value, StepBug):
+        assert set(caught.value.uids) <= {uid for (uid,) in ask(tmp_path / "run", "select uid from samples")}
+        assert "a typo" in caught.value.what
+    assert Counter(v for v, _, _ in verdicts(tmp_path / "run").values()) == {"pending": 4, "rejected": 1}
+    steps[-1] = {BUGGY: {"way": "none"}}
+    mended = run(recipe(path, sources, steps), tmp_path / "run")
+    assert (called(mended), mended.pending, mended.counts["kept"]) == ({"buggy": 4}, 0, 4)
+
+
+def test_a_bug_leaves_the_rows_of_other_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in range(5):
+        pictures(tmp_path / f"pics/{part}", 2, first=2 * part)
+    monkeypatch.setattr(work, "TASK_ROWS", 2)
+    steps = [{"tests.steps.counting": {"as": "counting"}}, {"keep": "key >= '4'"}, BUGGY]  # met in the last folder only
+    path = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, steps)
+    with pytest.raises(StepBug):
+        run(path, tmp_path / "run")
+    ((known,),) = ask(tmp_path / "run", "select count(*) from samples where verdict = 'rejected'")
+    assert known > 0
+    mended = run(recipe(path, {"pics": tmp_path / "pics"}, [*steps[:2], {BUGGY: {"way": "none"}}]), tmp_path / "run")
+    assert (called(mended), mended.pending) == ({"counting": 10 - known, "buggy": 2}, 0)
+
+
+def test_max_errors_ends_a_run_that_goes_wrong(tmp_path: Path) -> None:
+    pictures(tmp_path / "pics", 3)
+    for i in range(3):
+        (tmp_path / f"pics/broken{i}.jpg").write_bytes(b"\xff\xd8\xff nothing" + bytes([i]))
+    path = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, [{"probe": {"max_errors": 2}}])
+    with pytest.raises(InfrastructureError, match=r"step probe: 3 of 6 samples errored, max_errors is 2"):
+        run(path, tmp_path / "run")
+    assert ask(tmp_path / "run", "select count(*) from samples where verdict = 'errored'") == [(3,)]
+    patient = run(recipe(path, {"pics": tmp_path / "pics"}, [{"probe": {"max_errors": 3}}]), tmp_path / "run")
+    assert (patient.calls, patient.counts["errored"]) == ({}, 3)
+
+
+def test_a_file_that_changes_under_the_run_is_named(tmp_path: Path) -> None:
+    pictures(tmp_path / "pics", 3)
+    path = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, [{"tests.steps.counting": {"as": "counting"}}])
+
+    def change(what: str, done: int, total: int) -> None:
+        if what == "write shards" and done == 0:
+            picture(tmp_path / "pics/001.jpg", 60)
+
+    with pytest.raises(SourceError, match=r"001\.jpg") as caught:
+        run(path, tmp_path / "run", progress=change)
+    assert "Traceback" not in str(caught.value)
+    assert not (tmp_path / "run/dataset/manifest.json").exists()
+    again = run(path, tmp_path / "run")
+    assert (called(again), again.counts["kept"]) == ({"counting": 1}, 3)
+    assert verify(str(tmp_path / "run/dataset")) == []
