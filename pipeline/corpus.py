@@ -9,7 +9,7 @@ import random
 import shutil
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,7 +237,7 @@ def _save(path: Path, image: Image.Image, caption: str, quality: int = 92) -> No
     path.with_suffix(".txt").write_text(caption)
 
 
-def _write_jsonl(path: Path, records: Sequence[dict[str, object]]) -> None:
+def _write_jsonl(path: Path, records: Sequence[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in records))
 
 

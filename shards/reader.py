@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,7 @@ class Dataset:
         return Dataset, (self.store, self.manifest)
 
     @staticmethod
-    def open(path_or_url: str) -> Dataset:
+    def open(path_or_url: str | os.PathLike[str]) -> Dataset:
         """From the dataset's folder, the folder of one of its versions (`…/v-<digest>`), or a manifest in either.
 
         Raises ShardError if there is no manifest, or none that this version reads.
@@ -197,9 +198,9 @@ class Dataset:
         )
 
 
-def locate(path_or_url: str) -> tuple[Store, str]:
+def locate(path_or_url: str | os.PathLike[str]) -> tuple[Store, str]:
     """The store of a dataset and the manifest's name in it, from the dataset's folder, a version's folder, or a manifest's path."""
-    place = path_or_url.rstrip("/")
+    place = os.fspath(path_or_url).rstrip("/")
     if place.rsplit("/", 1)[-1] == MANIFEST:
         place = place[: -len(MANIFEST)].rstrip("/") or ("/" if place.startswith("/") else ".")
     store = open_store(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ __all__ = ["Fault", "verify"]
 _CHUNK = 4 << 20
 
 
-def verify(path_or_url: str, progress: Callable[[ShardInfo], None] | None = None) -> list[Fault]:
+def verify(path_or_url: str | os.PathLike[str], progress: Callable[[ShardInfo], None] | None = None) -> list[Fault]:
     """Reads a dataset once, completely, and returns what is wrong with it: nothing, if it is whole. Holds a few MB and one index at a time.
 
     `path_or_url` as for `Dataset.open`; `progress` is called after each shard. Bad data never raises; a failing disk or network does
