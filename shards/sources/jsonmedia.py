@@ -23,7 +23,7 @@ def list_json(spec: SourceSpec, suffixes: tuple[str, ...]) -> Iterator[Container
         yield Container(printable(file.name), file.path, file.size, file.stamp, external=True)
 
 
-def read_json(spec: SourceSpec, container: Container) -> Iterator[Record]:
+def read_json(spec: SourceSpec, container: Container, fields: frozenset[str] | None = None) -> Iterator[Record]:
     """The records of one JSON or JSONL file."""
     try:
         with open_file(container.path) as file:

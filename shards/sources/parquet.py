@@ -72,10 +72,12 @@ def list_parquet(spec: SourceSpec) -> Iterator[Container]:
 
 def scan_parquet(spec: SourceSpec, container: Container) -> Iterator[Sample]:
     """A sample for each row; units do not cross row groups. Raises RecipeError for `fields` that the file does not have."""
-    return scan_records(spec, container, list(list_parquet(spec)), _read, _build)
+    _, files = find_files(spec.path, lambda name: name.endswith(SUFFIXES))
+    siblings = [Container(printable(f.name), f.path, f.size, f.stamp, external=True) for f in files]  # no footer is needed to know the ids
+    return scan_records(spec, container, siblings, _read, _build)
 
 
-def _read(spec: SourceSpec, container: Container) -> Iterator[Record]:
+def _read(spec: SourceSpec, container: Container, fields: frozenset[str] | None = None) -> Iterator[Record]:
     try:
         file = stat_file(container.path)
         parquet = open_parquet(file.path)
@@ -85,9 +87,10 @@ def _read(spec: SourceSpec, container: Container) -> Iterator[Record]:
             raise
         yield Record(container.path, "file", damage=f"{container.path}: no readable Parquet file: {error}")
         return
+    valued = frozenset(c.name for c in columns if not c.inline or c.many or _may_be_null(parquet, c))
     for group in range(parquet.metadata.num_row_groups):
         try:
-            yield from _read_group(file, parquet, group, columns)
+            yield from _read_group(file, parquet, group, columns, valued, fields)
         except DAMAGES as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -95,23 +98,28 @@ def _read(spec: SourceSpec, container: Container) -> Iterator[Record]:
             yield Record(where, digest_of("row group", group), damage=f"{where} cannot be read to its end: {error}", group=group)
 
 
-def _read_group(file: File, parquet: pq.ParquetFile, group: int, columns: list[_Column]) -> Iterator[Record]:
+def _read_group(
+    file: File, parquet: pq.ParquetFile, group: int, columns: list[_Column], valued: frozenset[str], wanted: frozenset[str] | None
+) -> Iterator[Record]:
+    """The rows of a group. `valued`: media columns whose values are read; `wanted`: the only fields asked for, without any media."""
     rows = parquet.metadata.row_group(group).num_rows
-    valued = {c.name for c in columns if not c.inline or c.many or _may_be_null(parquet, c)}
-    names = [n for n in parquet.schema_arrow.names if n in valued or n not in {c.name for c in columns}]
+    media = {c.name for c in columns}
+    names = [n for n in parquet.schema_arrow.names if n in valued or n not in media]
     names += [f"{c.name}.path" for c in columns if c.name not in valued and c.has_path]
+    if wanted is not None:
+        columns, names = [], [n for n in parquet.schema_arrow.names if n in wanted and n not in media]
     inline = sum(_stored(parquet, group, c.name) for c in columns if c.inline) // max(1, rows)
     heavy = sum(_stored(parquet, group, n) for n in names) // max(1, rows)
     size = max(1, min(1024, BATCH_BYTES // max(1, heavy)))
     row = 0
     if not names:
-        batches: Iterator[Any] = iter([[{}] * rows])
+        batches: Iterator[Any] = ([{}] for _ in range(rows))
     else:
         batches = (batch.to_pylist() for batch in parquet.iter_batches(batch_size=size, row_groups=[group], columns=names))
     for values in batches:
         for value in values:
             cells = [cell for c in columns for cell in _cells(c, value.get(c.name), group, row, c.name in valued)]
-            fields = {k: v for k, v in value.items() if k not in {c.name for c in columns}}
+            fields = {k: v for k, v in value.items() if k not in media}
             fields = {k: clean(v) for k, v in fields.items() if not isinstance(v, bytes)}
             where = f"{file.path}: row {row} of row group {group}"
             content = partial(_content, file.path, value if not columns else fields, cells)

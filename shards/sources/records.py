@@ -59,7 +59,7 @@ class Media:
 @dataclass(frozen=True, slots=True)
 class Census:
     """What must be known of the whole source before its first record: ids seen twice, those with several contents; of the fields that
-    `where` names those that some record has as a scalar, and for messages the fields of one record."""
+    `where` names those that some record has as a scalar; where that is not all of them, the fields of one record for the message."""
 
     repeated: frozenset[str]
     forked: frozenset[str]
@@ -67,7 +67,8 @@ class Census:
     example: tuple[str, ...] | None = None
 
 
-Read = Callable[[SourceSpec, Container], Iterator[Record]]
+# the third says which top-level fields are asked for; None means all, and the media. A format may give more.
+Read = Callable[[SourceSpec, Container, frozenset[str] | None], Iterator[Record]]
 Build = Callable[[SourceSpec, Container, Record], Media]
 _censuses: dict[str, Census] = {}
 
@@ -81,7 +82,7 @@ def scan_records(spec: SourceSpec, container: Container, siblings: list[Containe
         if where is not None and census.example is not None:
             where.check_fields(census.asked, census.example)
         units, done, group = Units(container.name), set[str](), 0
-        for record in _selected(where, read(spec, container)):
+        for record in _selected(where, read(spec, container, None)):
             if record.group != group:
                 units.cut()
                 group = record.group
@@ -199,24 +200,29 @@ def _census(spec: SourceSpec, containers: list[Container], read: Read, where: Wh
         return _censuses[key]
     hashes = array("Q")
     missing = set(where.columns) if where is not None else set[str]()
-    example: tuple[str, ...] | None = None
-    for record_key, record in _identified(spec, containers, read):
+    id_field = spec.fields.get("id", "id")
+    # a dotted id may also be one field of that very name
+    asked_for = frozenset([*missing, *([id_field, id_field.split(".")[0]] if id_field is not None else [])])
+    for record_key, record in _identified(spec, containers, read, asked_for):
         if record_key is not None:
             hashes.append(_hash(record_key))
-        example = example or tuple(sorted(map(printable, record.fields)))
         if missing:
             missing -= {name for name in missing if isinstance(record.fields.get(name), SCALARS)}
     values, counts = np.unique(np.frombuffer(hashes, np.uint64), return_counts=True)
     twice = set(values[counts > 1].tolist())
     contents: dict[str, set[str]] = {}
     if twice:
-        for record_key, record in _identified(spec, containers, read):
+        for record_key, record in _identified(spec, containers, read, None):
             if record_key is not None and _hash(record_key) in twice:
                 contents.setdefault(record_key, set()).add(_content(record))
     forked = frozenset(k for k, c in contents.items() if len(c) > 1)
     if forked:
         some = ", ".join(sorted(map(printable, forked))[:5])
         log.warning("source %s: %d ids have several contents (%s …): each is a sample `<id>~<hash>`", spec.name, len(forked), some)
+    example: tuple[str, ...] | None = None
+    if missing:
+        first = next((r for c in containers for r in read(spec, c, None) if r.damage is None), None)
+        example = tuple(sorted(map(printable, first.fields))) if first is not None else None
     while len(_censuses) >= 4:
         _censuses.pop(next(iter(_censuses)))
     asked = frozenset(where.columns) - missing if where is not None else frozenset[str]()
@@ -224,9 +230,11 @@ def _census(spec: SourceSpec, containers: list[Container], read: Read, where: Wh
     return _censuses[key]
 
 
-def _identified(spec: SourceSpec, containers: list[Container], read: Read) -> Iterator[tuple[str | None, Record]]:
+def _identified(
+    spec: SourceSpec, containers: list[Container], read: Read, fields: frozenset[str] | None
+) -> Iterator[tuple[str | None, Record]]:
     for container in containers:
-        for record in read(spec, container):
+        for record in read(spec, container, fields):
             if record.damage is not None:
                 continue
             try:
