@@ -33,7 +33,7 @@ def manifest(folder: Path, *records: Any, **more: Any) -> SourceSpec:
     return SourceSpec("src", "manifest", str(folder / "m.jsonl"), **more)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(lines=LINES, form=st.sampled_from(["manifest", "llava"]), explode=st.booleans(), seed=st.randoms(use_true_random=False))
 def test_any_lines_are_samples_or_damage(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], form: str, explode: bool, seed: Any

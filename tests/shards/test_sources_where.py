@@ -125,7 +125,7 @@ def test_a_condition_that_fits_no_record_is_the_recipes_fault(tmp_path: Path) ->
         samples(tmp_path, "cast(kind as integer) = 1", {"id": "1", "kind": "a"}, {"id": "2", "kind": "b"})
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.fixed_dictionaries({}, optional={"a": VALUES, "b": VALUES}), min_size=1, max_size=12))
 def test_a_verdict_depends_on_its_record_alone(records: list[dict[str, Any]]) -> None:
     where = Where("src", "a > 2 or b = 'x' or (a is null and b)")
