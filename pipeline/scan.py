@@ -14,24 +14,27 @@ import ray
 from curation.rows import texts_to_json
 from pipeline import cluster
 from pipeline.ledger import CONTAINERS, LISTING, RECORDS, Ledger, first, name, quote
-from shards.sample import Sample, media_stamp, texts_fingerprint
+from shards.sample import Sample, digest_of, media_stamp, texts_fingerprint
 from shards.sources import Container, SourceSpec, list_containers, scan
 
 log = logging.getLogger("fovea")
 
 SCANNED = pa.schema([*LISTING, *[f for f in RECORDS if f.name != "uid"]])
 ROWS_PER_TABLE = 20_000
+_FRESH = "c.is_new or c.is_changed or c.is_moved"
+_STALE = "select uid from compared where is_changed or is_moved or is_gone"
 IN_FLIGHT = 32  # containers scanned at once; each runs at most 4 tables ahead
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Samples of all sources: new, changed (stamp, texts or damage), gone since the last look, and in all."""
+    """Samples of all sources: new, changed (stamp, texts or damage), gone since the last look, in all; moved: only lie elsewhere now."""
 
     new: int
     changed: int
     gone: int
     total: int
+    moved: int = 0
 
 
 def update_listing(ledger: Ledger, sources: Sequence[SourceSpec]) -> Changes:
@@ -45,16 +48,16 @@ def update_listing(ledger: Ledger, sources: Sequence[SourceSpec]) -> Changes:
 
 def compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequence[SourceSpec]) -> tuple[Changes, list[dict[str, str]]]:
     """Look at the sources; nothing is written. Leaves temp tables `scanned` (rows of SCANNED from containers that may have changed) and
-    `compared` (uid, is_new, is_changed, is_gone). Second: the containers there are now."""
+    `compared` (uid, is_new, is_changed, is_moved, is_gone). Second: the containers there are now."""
     stamps = dict(connection.execute(f"select source || '\n' || name, stamp from {ledger.scan(connection, 'containers')}").fetchall())
     seen: list[dict[str, str]] = []
     unchanged: list[dict[str, str]] = []
     changed: list[tuple[SourceSpec, Container]] = []
     for spec in sources:
         for container in list_containers(spec):
-            row = {"source": spec.name, "name": container.name, "stamp": container.stamp}
+            row = {"source": spec.name, "name": container.name, "stamp": digest_of(container.stamp, container.path)}
             seen.append(row)
-            if not container.external and stamps.get(f"{spec.name}\n{container.name}") == container.stamp:
+            if not container.external and stamps.get(f"{spec.name}\n{container.name}") == row["stamp"]:
                 unchanged.append(row)
             else:
                 changed.append((spec, container))
@@ -70,11 +73,10 @@ def compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequ
 def overlay(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequence[SourceSpec]) -> Changes:
     """As if the sources had been listed and committed, in this connection alone: for `fovea plan`."""
     changes, _ = compare(connection, ledger, sources)
-    connection.execute("create temp table fresh as select s.* from scanned s join compared c using (uid) where c.is_new or c.is_changed")
+    connection.execute(f"create temp table fresh as select s.* from scanned s join compared c using (uid) where {_FRESH}")
     for table, schema in (("listing", LISTING), ("records", RECORDS)):
         columns = ", ".join(map(name, schema.names))
-        stale = "(select uid from compared where is_changed or is_gone)"
-        old = f"select {columns} from {ledger.scan(connection, table)} anti join {stale} using (uid)"
+        old = f"select {columns} from {ledger.scan(connection, table)} anti join ({_STALE}) using (uid)"
         connection.execute(f"create temp table now_{table} as {old} union all select {columns} from fresh")
         ledger.overlays[table] = f"(select * from now_{table})"
     return changes
@@ -91,41 +93,45 @@ def _compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger) -> Changes:
             "create or replace temp table scanned as select * from scanned "
             "qualify row_number() over (partition by uid order by unit, ordinal) = 1"
         )
-    listing = ledger.scan(connection, "listing")
+    listing, records = ledger.scan(connection, "listing"), ledger.scan(connection, "records")
     container = "regexp_replace(o.unit, '#[0-9]+$', '')"
     connection.execute(
         "create temp table compared as select coalesce(n.uid, o.uid) as uid, o.uid is null as is_new, "
         "n.uid is null and u.name is null as is_gone, "
         "n.uid is not null and o.uid is not null and (n.media_stamp is distinct from o.media_stamp or n.text_fp is distinct from o.text_fp "
-        "or n.damage is distinct from o.damage or n.kind is distinct from o.kind) as is_changed "
-        f"from scanned n full join {listing} o on n.uid = o.uid left join seen_rows u on u.source = o.source and u.name = {container}"
+        "or n.damage is distinct from o.damage or n.kind is distinct from o.kind) as is_changed, "
+        "coalesce(p.uid is not null and not is_changed, false) as is_moved "
+        f"from scanned n full join {listing} o on n.uid = o.uid left join seen_rows u on u.source = o.source and u.name = {container} "
+        f"left join (select r.uid from scanned m join {records} r using (uid) where m.media is distinct from r.media) p on p.uid = n.uid"
     )
-    new, changed, gone, total = first(
+    new, changed, gone, total, moved = first(
         connection,
-        "select count(*) filter (is_new), count(*) filter (is_changed), count(*) filter (is_gone), count(*) filter (not is_gone) "
-        "from compared",
+        "select count(*) filter (is_new), count(*) filter (is_changed), count(*) filter (is_gone), count(*) filter (not is_gone), "
+        "count(*) filter (is_moved) from compared",
     )
-    return Changes(new, changed, gone, total)
+    return Changes(new, changed, gone, total, moved)
 
 
 def _update(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequence[SourceSpec]) -> Changes:
     """Append the new rows, replace the files that hold changed or gone ones."""
     changes, seen = compare(connection, ledger, sources)
-    if not changes.new and not changes.changed and not changes.gone and ledger.files("containers"):
+    known = connection.execute(f"select source, name, stamp from {ledger.scan(connection, 'containers')}").fetchall()
+    if sorted(known) == sorted((c["source"], c["name"], c["stamp"]) for c in seen) and not any(
+        (changes.new, changes.changed, changes.moved, changes.gone)
+    ):
         return changes
     remove, files = [], []
-    if changes.changed or changes.gone:
+    if changes.changed or changes.moved or changes.gone:
         for table in ("listing", "records"):
-            stale = _files_with(connection, ledger, table, "select uid from compared where is_changed or is_gone")
+            stale = _files_with(connection, ledger, table, _STALE)
             for i, path in enumerate(stale):
                 kept = connection.sql(
-                    f"select * from read_parquet({quote(ledger.readable(path))}) anti join "
-                    "(select uid from compared where is_changed or is_gone) using (uid)"
+                    f"select * from read_parquet({quote(ledger.readable(path))}) anti join ({_STALE}) using (uid)"
                 ).to_arrow_table()
                 if kept.num_rows:
                     files.append(ledger.write(table, kept, f"k{i}"))
                 remove.append(path)
-    fresh = connection.sql("select s.* from scanned s join compared c using (uid) where c.is_new or c.is_changed order by uid")
+    fresh = connection.sql(f"select s.* from scanned s join compared c using (uid) where {_FRESH} order by uid")
     for i, rows in enumerate(_tables(fresh.to_arrow_reader(ROWS_PER_TABLE), 1_000_000)):
         files.append(ledger.write("listing", rows.select(LISTING.names).cast(LISTING), f"n{i}"))
         files.append(ledger.write("records", rows.select(RECORDS.names).cast(RECORDS), f"n{i}"))
