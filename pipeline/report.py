@@ -21,7 +21,8 @@ def report(ledger: Ledger, recipe: Recipe) -> dict[str, Any]:
         sources = _nested(connection, "select source, verdict, count(*) from samples group by all order by all")
         reasons = _rows(
             connection,
-            "select verdict, step, case when verdict = 'errored' then regexp_extract(reason, '^[a-z ]+') else reason end as reason, "
+            "select verdict, step, case when step = 'source' then 'damaged' "
+            "when verdict = 'errored' then regexp_extract(reason, '^[a-z ]+') else reason end as reason, "
             "count(*) as samples, min(uid) as example from samples where verdict <> 'kept' "
             "group by all order by verdict, samples desc, step, reason",
         )

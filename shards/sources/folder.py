@@ -1,6 +1,7 @@
 """A folder of media, walked to its leaves. `a.b.jpg` may have `a.b.txt` (its caption) and `a.b.json` (its fields) beside it, or
-`a.b.jpg.txt` and `a.b.jpg.json`, which come first. Files without a media extension are annotations: those that belong to no medium are
-counted and logged."""
+`a.b.jpg.txt` and `a.b.jpg.json`, which come first. A file whose extension says that it is something else (ANNOTATIONS) or whose name is
+hidden is an annotation: those that belong to no medium are counted and logged. Any other file is taken for a picture, and the decoder
+has the last word: a crawl's `image.bin` or a name without extension gets a verdict instead of vanishing."""
 
 from __future__ import annotations
 
@@ -16,6 +17,12 @@ from shards.sources.spec import DAMAGE, RECORD_BYTES, Container, Format, SourceS
 from shards.sources.texts import beside_medium, decode_text, parse_json, role_fields, texts_of
 
 log = logging.getLogger("fovea")
+
+ANNOTATIONS = frozenset(
+    "txt json jsonl ndjson csv tsv md rst xml yaml yml toml ini cfg log html htm css js py sh srt vtt ass lrc pdf doc docx xls xlsx "
+    "parquet arrow feather npy npz pkl pt pth safetensors onnx h5 hdf5 db sqlite tar tgz zip gz bz2 xz zst 7z rar "
+    "md5 sha1 sha256 lock tmp part crdownload wav mp3 flac ogg m4a".split()
+)
 
 
 def list_folders(spec: SourceSpec) -> Iterator[Container]:
@@ -54,7 +61,7 @@ def scan_folder(spec: SourceSpec, container: Container) -> Iterator[Sample]:
 
 
 def _sorted_out(folder: Folder) -> tuple[list[File], Mapping[tuple[str, str], File], list[File]]:
-    media = [f for f in folder.files if media_kind(printable(f.name)) is not None]
+    media = [f for f in folder.files if _is_medium(printable(f.name))]
     stems = {stem for f in media for stem in (f.name, _stem(f.name))}
     sidecars: dict[tuple[str, str], File] = {}
     ignored: list[File] = []
@@ -62,9 +69,17 @@ def _sorted_out(folder: Folder) -> tuple[list[File], Mapping[tuple[str, str], Fi
         extension = file.name.rpartition(".")[2].lower()
         if extension in ("txt", "json") and _stem(file.name) in stems:
             sidecars.setdefault((_stem(file.name), extension), file)
-        elif media_kind(printable(file.name)) is None:
+        elif not _is_medium(printable(file.name)):
             ignored.append(file)
     return media, sidecars, ignored
+
+
+def _is_medium(name: str) -> bool:
+    last = name.rsplit("/", 1)[-1]
+    if media_kind(name) is not None:
+        return True
+    extension = last.rpartition(".")[2].lower() if "." in last else ""
+    return not last.startswith(".") and extension not in ANNOTATIONS
 
 
 def _sample(spec: SourceSpec, file: File, sidecars: Mapping[tuple[str, str], File]) -> Sample:

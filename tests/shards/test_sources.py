@@ -336,6 +336,9 @@ def test_folder_with_sidecars_and_weird_names(tmp_path: Path, caplog: pytest.Log
     (tmp_path / "with space.txt").write_text("stem")
     (tmp_path / "readme.md").write_text("ignored")
     (tmp_path / "orphan.txt").write_text("ignored")
+    for odd in ("crawled.bin", "no_extension"):  # taken for pictures: the decoder has the last word, and nothing vanishes
+        names.append(odd)
+        (tmp_path / odd).write_bytes(odd.encode())
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
         file.write(b"latin")
     spec = SourceSpec("f", "folder", str(tmp_path), fields={"transcription": "nested.ocr"})
