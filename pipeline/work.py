@@ -66,7 +66,9 @@ def work_sql(judge: Judge, segment: Segment) -> str:
         scan = judge.scan(step_table(op), row_schema(op.step, op.what, wide=False))
         joins.append(f"left join {scan} h{i} on h{i}.uid = b.uid and h{i}.fp = {fingerprint_sql(op.roots)}")
         have.append(f"case when h{i}.uid is not null and h{i}.error is null then {quote(op.digest)} end")
-    known = f"(select uid, list(content) as known from {judge.scan('contents')} group by uid)"
+    state = f"state{segment.number}"
+    unknown = f"(select uid from {state} where status = 'pending' and content is null)"  # new or touched: the few whose history matters
+    known = f"(select uid, list(content) as known from {judge.scan('contents')} semi join {unknown} using (uid) group by uid)"
     columns = [
         "b.uid", "b.source", "b.key", "b.unit", "b.ordinal", "b.kind", "r.media", "r.texts", "b.media_stamp", "b.content",
         "case when b.content is null then coalesce(k.known, []) else [] end as known", "b.text_fp",
@@ -75,7 +77,7 @@ def work_sql(judge: Judge, segment: Segment) -> str:
     ]  # fmt: skip
     which = ", ".join(str(i) for i, _ in annotators) or "null"
     return (
-        f"select {', '.join(columns)} from state{segment.number} b join {judge.scan('records')} r on r.uid = b.uid "
+        f"select {', '.join(columns)} from {state} b join {judge.scan('records')} r on r.uid = b.uid "
         f"left join {known} k on k.uid = b.uid {' '.join(joins)} where b.op in ({which}) and b.status = 'pending' "
         "order by b.source, b.unit, b.ordinal, b.uid"
     )
