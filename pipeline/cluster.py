@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -39,10 +40,13 @@ def connect(address: str | None = None, user_ops: Iterable[str] = ()) -> None:
     packages = {op.split(".", 1)[0] for op in user_ops if "." in op}
     modules = [*OURS, *(importlib.import_module(p) for p in sorted(packages))]
     try:
-        with _quiet_core():
+        with _quiet_core(), tempfile.TemporaryDirectory() as nothing:
+            # Ray puts the folder of the command in front of a worker's sys.path, where a `training/` of the user's own would be taken for
+            # ours; not so if it is given a working folder. The command's folder comes behind our packages.
+            environment = {"py_modules": modules, "working_dir": nothing, "env_vars": {"PYTHONPATH": os.getcwd()}}
             ray.init(
                 address=address,
-                runtime_env={"py_modules": modules},
+                runtime_env=environment,
                 include_dashboard=False if address is None else None,
                 log_to_driver=False,
                 logging_level=logging.WARNING,

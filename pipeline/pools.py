@@ -5,6 +5,7 @@ An error that ends the run travels as an answer too, not as an exception: Ray ne
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -29,7 +30,9 @@ ONWARD = "onward"
 class GroupActor:
     """Lives in a Ray actor; owns a GroupRunner, whose child process does the work. Crashes of samples stay below it."""
 
-    def __init__(self, program: str, limits: Mapping[str, Any], memory: int):
+    def __init__(self, program: str, limits: Mapping[str, Any], memory: int, folder: str):
+        if os.path.isdir(folder):
+            os.chdir(folder)  # relative paths in a step's parameters start where the command does
         self._runner = GroupRunner(program_from_json(program), Limits(**limits), memory=memory)
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -74,6 +77,7 @@ def stream(
                 "program": program_to_json(program),
                 "limits": asdict(limits),
                 "memory": alone.how.memory if alone else 0,
+                "folder": os.getcwd(),
             },
             batch_size=1,
             batch_format="pyarrow" if program is not pools[0][0] else "numpy",
