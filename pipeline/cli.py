@@ -10,10 +10,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.markup import escape
 
 from pipeline import cli_training
-from pipeline.console import AsJson, err, out, progress_bars, put_line, short
+from pipeline.console import AsJson, err, out, progress_bars, put_line, short, table
 from shards.errors import FoveaError
 
 app = typer.Typer(
@@ -110,11 +110,11 @@ def plan(recipe: Annotated[str, typer.Argument()], run: RunDir, as_json: AsJson 
     out.print(f"{c.total:,} samples: {c.new:,} new, {c.changed:,} changed, {c.gone:,} gone since the last run")
     for i, phase in enumerate(found.phases):
         out.print(f"phase {i + 1}: {phase}", markup=False)
-    table = Table("step", "calls", "cached rows", "seconds at this run's cost so far")
+    shown = table("step", "calls", "cached rows", "seconds at this run's cost so far")
     for s in found.steps:
         seconds = "" if s.seconds is None else f"{s.seconds:,.1f}"
-        table.add_row(s.name, f"{'' if s.exact else '≤ '}{s.calls:,}", f"{s.cached:,}", seconds)
-    out.print(table)
+        shown.add_row(s.name, f"{'' if s.exact else '≤ '}{s.calls:,}", f"{s.cached:,}", seconds)
+    out.print(shown)
     out.print(" + ".join(f"{n:,} {v}" for v, n in found.counts.items() if v != "inputs") + f" = {found.counts['inputs']:,}")
     for (a, b), n in found.flips.items():
         out.print(f"{n:,} samples go from {a} to {b}")
@@ -143,15 +143,13 @@ def explain(run: Annotated[str, typer.Argument()], uid: Annotated[str, typer.Arg
         if "rule" in event:
             out.print(f"rule {event['rule']}: {event['said']}  ({event['if']})", markup=False)
         else:
-            scores = event["scores"]
-            told = "not applicable, or not run yet" if scores is None else ", ".join(f"{k} {short(v)}" for k, v in scores.items())
-            out.print(f"step {event['step']}: {told}", markup=False)
+            out.print(f"step {event['step']}: {_scores(event)}", markup=False)
     if found["placement"]:
         p = found["placement"]
         out.print(f"in {p['shard']} at offset {p['offset']:,}, {p['bytes']:,} bytes, split {p['split']}")
     for item in found["items"]:
         counts = "; ".join(f"{k}: {v['text_tokens']} text + {v['kept_tokens']} visual tokens" for k, v in item["measured"].items())
-        out.print(f"  item {item['task']} {item['n']}  {counts}")
+        out.print(f"  item {item['task']} {item['n']}" + (f"  {counts}" if counts else ""))
 
 
 @app.command()
@@ -174,11 +172,11 @@ def query(run: Annotated[str, typer.Argument()], sql: Annotated[str, typer.Argum
             for row in rows:
                 put_line(dict(zip(names, row, strict=True)))
         return
-    table = Table(*names)
+    shown = table(*names)
     rows = cursor.fetchmany(1_000)
     for row in rows:
-        table.add_row(*("" if v is None else short(v) for v in row))
-    out.print(table)
+        shown.add_row(*("" if v is None else escape(short(v)) for v in row))
+    out.print(shown)
     if len(rows) == 1_000:
         err.print("the first 1,000 rows; --json prints all")
 
@@ -231,10 +229,22 @@ def shards_show(
             put_line(asdict(shard))
         return
     out.print(f"{manifest.name}, version {manifest.version}, profiles: {', '.join(manifest.profiles) or 'none'}")
-    table = Table("shard", "split", "samples", "items", "MB", "sha256")
+    shown = table("shard", "split", "samples", "items", "MB", "sha256")
     for shard in manifest.shards:
-        table.add_row(shard.path, shard.split, f"{shard.samples:,}", f"{shard.items:,}", f"{shard.bytes / 1e6:,.1f}", shard.sha256[:16])
-    out.print(table)
+        shown.add_row(shard.path, shard.split, f"{shard.samples:,}", f"{shard.items:,}", f"{shard.bytes / 1e6:,.1f}", shard.sha256[:16])
+    out.print(shown)
+
+
+def _scores(event: dict[str, Any]) -> str:
+    """What a step said of a sample, on one line."""
+    scores = event["scores"]
+    if scores is None:
+        return "not run yet" if event["applies"] else "says nothing of this kind of sample"
+    if "error" in scores:
+        return str(scores["error"])
+    told = ", ".join(f"{k} {'-' if v is None else short(v)}" for k, v in scores.items())
+    copy = event.get("copy_of")
+    return told + (f"; a copy of {copy['key']} of source {copy['source']}" if copy else "")
 
 
 def _open(run: str) -> tuple[Any, Any]:
@@ -248,14 +258,14 @@ def _open(run: str) -> tuple[Any, Any]:
 
 def show_funnel(found: dict[str, Any]) -> None:
     """The funnel with reasons as tables."""
-    table = Table("source", "kept", "rejected", "errored", "pending")
+    shown = table("source", "kept", "rejected", "errored", "pending")
     for source, verdicts in sorted(found["sources"].items()):
-        table.add_row(source, *(f"{verdicts.get(v, 0):,}" for v in ("kept", "rejected", "errored", "pending")))
-    out.print(table)
+        shown.add_row(source, *(f"{verdicts.get(v, 0):,}" for v in ("kept", "rejected", "errored", "pending")))
+    out.print(shown)
     if found["reasons"]:
-        reasons = Table("verdict", "step", "reason", "samples")
+        reasons = table("verdict", "step", "reason", "samples")
         for r in found["reasons"]:
-            reasons.add_row(r["verdict"], r["step"], short(r["reason"]), f"{r['samples']:,}")
+            reasons.add_row(r["verdict"], r["step"], escape(short(r["reason"] or "")), f"{r['samples']:,}")
         out.print(reasons)
     out.print(" + ".join(f"{found['verdicts'][v]:,} {v}" for v in found["verdicts"]) + f" = {found['inputs']:,} inputs")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-out = Console(highlight=False, soft_wrap=True)
+# Into a file or a pipe nothing is folded: what reads it there wants whole lines.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1_000)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
@@ -44,6 +47,14 @@ def progress_bars(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield bar
+
+
+def table(*heads: str) -> Table:
+    """A table whose cells are folded, never cut: a uid that is shown can be copied."""
+    made = Table()
+    for head in heads:
+        made.add_column(head, overflow="fold")
+    return made
 
 
 def short(value: Any) -> str:

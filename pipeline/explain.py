@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from curation.rows import row_schema
+from curation.step import MEDIA_KINDS
 from pipeline.curate import verdicts_are_current
 from pipeline.dataset import dataset_url
 from pipeline.ledger import Ledger, first, name, quote
@@ -43,7 +44,7 @@ def explain(ledger: Ledger, recipe: Recipe, uid: str) -> dict[str, Any]:
             "listing": {k: v for k, v in listing.items() if k not in ("uid", "source", "key") and v is not None},
             "media": [{**m, "sha256": s} for m, s in zip(record["media"], _digests(contents, record), strict=True)],
             "texts": {k: v for k, v in json.loads(record["texts"]).items() if v},
-            "life": _life(judge, verdict["op"]),
+            "life": _life(judge, verdict, listing["kind"]),
             **_in_dataset(ledger, recipe, uid, connection),
         }
     finally:
@@ -68,9 +69,10 @@ def _find(ledger: Ledger, connection: Any, uid: str) -> str:
     return str(found[0][0])
 
 
-def _life(judge: Judge, decided: int | None) -> list[dict[str, Any]]:
+def _life(judge: Judge, verdict: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     """The operators in order: what each step wrote (narrow columns), which rule rejected; operators after the deciding one saw nothing."""
-    life = []
+    life: list[dict[str, Any]] = []
+    decided: int | None = verdict["op"]
     last = len(judge.segments) - 1
     states = {op_index: k for k, segment in enumerate(judge.segments) for op_index, _ in segment.ops}
     for i, op in enumerate(judge.recipe.ops):
@@ -79,11 +81,20 @@ def _life(judge: Judge, decided: int | None) -> list[dict[str, Any]]:
         if decided == -1:
             break
         if isinstance(op, RuleOp):
-            said = "rejected or in error" if i == decided else "passed"
+            said = f"{verdict['verdict']}: {verdict['reason']}" if i == decided else "passed"
             life.append({"rule": op.name, "if": op.rule.expression, "said": said, "implied_by": op.implied_by})
             continue
-        life.append({"step": op.name, "digest": op.digest, "scores": _scores(judge, op, min(states.get(i, last), judge.judged))})
+        scores = _scores(judge, op, min(states.get(i, last), judge.judged))
+        applies = kind in op.kinds or (kind == "mixed" and bool(op.kinds & MEDIA_KINDS))
+        life.append({"step": op.name, "digest": op.digest, "applies": applies, "scores": scores})
+        if op.op == "deduplicate" and scores is not None and scores["of"] is not None:
+            life[-1]["copy_of"] = _identity(judge, scores["of"])
     return life
+
+
+def _identity(judge: Judge, uid: str) -> dict[str, Any]:
+    listing = judge.ledger.scan(judge.connection, "listing", uid=uid)
+    return {"uid": uid, **_one(judge.connection, f"(select source, key from {listing})")}
 
 
 def _scores(judge: Judge, op: StepOp, state: int) -> dict[str, Any] | None:
