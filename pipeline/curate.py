@@ -58,12 +58,13 @@ def curate(
     Raises FoveaError for what ends a run (docs/ledger.md); whatever was committed stays, and running again goes on from there.
     """
     started = time.monotonic()
-    cluster.connect(address, [op.op for op in recipe.ops if isinstance(op, StepOp)])
-    seconds = {"ray": time.monotonic() - started}
     ledger = open_ledger(run, write=True)
     try:
         ledger.sweep()
         keep_in_run(ledger.store, recipe)
+        at = time.monotonic()
+        cluster.connect(address, [op.op for op in recipe.ops if isinstance(op, StepOp)])
+        seconds = {"ray": time.monotonic() - at}
         if retry_errors:
             forget_errors(ledger, recipe)
         outcome = _run(ledger, recipe, progress, seconds, write=recipe.until is None)

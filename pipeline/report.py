@@ -22,7 +22,8 @@ def report(ledger: Ledger, recipe: Recipe) -> dict[str, Any]:
         reasons = _rows(
             connection,
             "select verdict, step, case when step = 'source' then 'damaged' "
-            "when verdict = 'errored' then regexp_extract(reason, '^[a-z ]+') else reason end as reason, "
+            "when verdict = 'errored' and not starts_with(reason, 'missing score') then regexp_extract(reason, '^[a-z ]+') "
+            "else reason end as reason, "
             "count(*) as samples, min(uid) as example from samples where verdict <> 'kept' "
             "group by all order by verdict, samples desc, step, reason",
         )
