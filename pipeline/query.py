@@ -65,12 +65,12 @@ def samples_sql(judge: Judge, verdicts: str) -> str:
 def _dataset_views(connection: duckdb.DuckDBPyConnection, ledger: Ledger, recipe: Recipe) -> None:
     store = open_store(dataset_url(ledger, recipe))
     fields = {"int": "bigint", "str": "varchar"}
-    if not store.exists(MANIFEST):
+    shards = load_manifest(store).shards if store.exists(MANIFEST) else ()
+    if not shards:
         columns = ", ".join(f"null::{fields[str(t)]} as {name(n)}" for n, t in ShardInfo.__annotations__.items())
         connection.execute(f"create view shards as select {columns} where false")
         connection.execute("create view items as select null::varchar as uid, null::varchar as task, null::int as n where false")
         return
-    shards = load_manifest(store).shards
     connection.register("shard_rows", pa.Table.from_pylist([asdict(s) for s in shards]))
     connection.execute("create view shards as select * from shard_rows")
     paths = [store.local_path(s.index) or store.url(s.index) for s in shards]

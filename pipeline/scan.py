@@ -15,7 +15,7 @@ from curation.rows import texts_to_json
 from pipeline import cluster
 from pipeline.ledger import CONTAINERS, LISTING, RECORDS, Ledger, first, name, quote
 from shards.sample import Sample, digest_of, media_stamp, texts_fingerprint
-from shards.sources import Container, SourceSpec, list_containers, scan
+from shards.sources import FORMATS, Container, SourceSpec, list_containers, scan
 
 log = logging.getLogger("fovea")
 
@@ -54,8 +54,10 @@ def compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequ
     unchanged: list[dict[str, str]] = []
     changed: list[tuple[SourceSpec, Container]] = []
     for spec in sources:
-        for container in list_containers(spec):
-            row = {"source": spec.name, "name": container.name, "stamp": digest_of(container.stamp, container.path)}
+        containers = list(list_containers(spec))
+        told = _told(spec, containers)
+        for container in containers:
+            row = {"source": spec.name, "name": container.name, "stamp": digest_of(container.stamp, container.path, told)}
             seen.append(row)
             if not container.external and stamps.get(f"{spec.name}\n{container.name}") == row["stamp"]:
                 unchanged.append(row)
@@ -68,6 +70,13 @@ def compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequ
         connection.register("part", table)
         connection.execute("insert into scanned select * from part")
     return _compare(connection, ledger), seen
+
+
+def _told(spec: SourceSpec, containers: Sequence[Container]) -> str:
+    """What decides, besides a container's own bytes, which samples it gives: how the recipe reads it, and for records, whose ids are the
+    source's and not the file's, what lies beside it."""
+    beside = [[c.name, c.stamp] for c in containers] if FORMATS[spec.format].records else []
+    return digest_of([dict(spec.fields), spec.where, spec.explode, dict(spec.options)], beside)
 
 
 def overlay(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequence[SourceSpec]) -> Changes:
@@ -102,7 +111,8 @@ def _compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger) -> Changes:
         "or n.damage is distinct from o.damage or n.kind is distinct from o.kind) as is_changed, "
         "coalesce(p.uid is not null and not is_changed, false) as is_moved "
         f"from scanned n full join {listing} o on n.uid = o.uid left join seen_rows u on u.source = o.source and u.name = {container} "
-        f"left join (select r.uid from scanned m join {records} r using (uid) where m.media is distinct from r.media) p on p.uid = n.uid"
+        f"left join (select r.uid from scanned m join {records} r using (uid) join {listing} w using (uid) "
+        "where m.media is distinct from r.media or m.unit is distinct from w.unit) p on p.uid = n.uid"
     )
     new, changed, gone, total, moved = first(
         connection,

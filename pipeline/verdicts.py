@@ -116,7 +116,8 @@ class Judge:
         return f"(select {carried} from state{number - 1} where op is null and {applies_sql(op.kinds)})"
 
     def population_digest(self, number: int, op: StepOp) -> str:
-        query = f"select count(*), bit_xor(md5_number(uid || '|' || content || '|' || text_fp)) from {self.population_sql(number, op)}"
+        fp = f"coalesce({fingerprint_sql(op.roots)}, 'stamp:' || b.media_stamp)"  # nobody has read the media: their stamp stands for them
+        query = f"select count(*), bit_xor(md5_number(b.uid || '|' || {fp})) from {self.population_sql(number, op)} b"
         count, xor = first(self.connection, query)
         return f"{count:x}-{(xor or 0) & ((1 << 128) - 1):032x}"
 
