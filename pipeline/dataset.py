@@ -126,7 +126,8 @@ def _kept(judge: Judge, layout: Layout) -> None:
     judge.connection.execute(
         f"create or replace temp table kept as select *, content || '|' || text_fp || '|' || split || '|' || {items} as sample from ("
         # Where no step reads media nobody knows the content, and the stamp stands for it.
-        f"select b.uid, b.source, b.key, b.kind, b.unit, coalesce(b.content, 'stamp:' || b.media_stamp) as content, b.text_fp, b.media_stamp, {_split_sql(judge.recipe, same)} as split, "
+        f"select b.uid, b.source, b.key, b.kind, b.unit, coalesce(b.content, 'stamp:' || b.media_stamp) as content, "
+        f"b.text_fp, b.media_stamp, {_split_sql(judge.recipe, same)} as split, "
         f"b.media_bytes + 2 * (b.caption_chars + b.transcription_chars + b.text_chars) + {SAMPLE_OVERHEAD} as size "
         f"from state{last} b {' '.join(joins)} where b.op is null)"
     )

@@ -73,7 +73,9 @@ def test_a_changed_picture_that_no_step_reads_is_written_anew(tmp_path: Path) ->
     path = recipe(tmp_path / "r.yaml", {"pics": pics}, [{"keep": "caption_chars > 0"}])
     first = run(path, folder).dataset
     again = run(path, folder).dataset
-    assert first is not None and again is not None and again.version == first.version
+    assert first is not None
+    assert again is not None
+    assert again.version == first.version
     picture(pics / "000.jpg", 77, 200, 100)
     run(path, folder)
     opened = Dataset.open(str(folder / "dataset"))
