@@ -13,11 +13,13 @@ from pipeline.entries import RuleEntry, StepEntry, read_entry
 from pipeline.fields import Problems, did_you_mean
 from pipeline.yamlpos import Place
 from shards.errors import FoveaError
+from shards.index import ITEM_FIELDS
 
 ROOTS = ("media", "texts")
 _RESERVED = frozenset(FLAT_KEYS) | set(
     "verdict step reason error op status outcome fp split unit ordinal parent damage content text_fp media_stamp media_kinds".split()
 )
+ITEM_COLUMNS = frozenset(f.name for f in ITEM_FIELDS)
 _BASE_ROOTS = {"source": (), "key": (), "kind": ("media",), "n_media": ("media",), "media_bytes": ("media",)}  # the others are of texts
 
 
@@ -116,6 +118,7 @@ class _Compiler:
         self.taken = {step.name for step in steps}
         self.unnamed = 0
         self.failed: set[str] = set()
+        self.profiles: dict[str, StepEntry] = {}
 
     def run(self, parsed: Sequence[StepEntry | RuleEntry]) -> list[StepOp | RuleOp]:
         self.taken |= {p.name for p in parsed if isinstance(p, RuleEntry) and p.name is not None}
@@ -190,6 +193,8 @@ class _Compiler:
         except (ValueError, OSError, FoveaError) as error:
             self.problems.add(entry.place, f"step {entry.name!r}: {error}")
             return None
+        if entry.op == "measure":
+            self.profile(entry)
         op = StepOp(
             name=entry.name,
             op=entry.op,
@@ -211,6 +216,19 @@ class _Compiler:
             self.written[column.name] = (op, stored)
             self.known[column.name] = RuleColumn(column.type, column.kinds, level, column.wide)
         return op
+
+    def profile(self, entry: StepEntry) -> None:
+        """A measure profile's name is a column of the shards' index, so it must be there once."""
+        name = entry.what.loaded_profile().name
+        other = self.profiles.setdefault(name, entry)
+        if other is not entry:
+            told = (
+                f"step {entry.name!r}: {other.name} (line {other.line}) measures under the profile {name!r} already; remove one of the two"
+            )
+            self.problems.add(entry.place, told)
+        elif name in self.known or name in ITEM_COLUMNS:
+            told = f"step {entry.name!r}: the profile is named {name!r}, which is another column of the index; give it another `name`"
+            self.problems.add(entry.place, told)
 
     def read_digests(self, columns: Sequence[str]) -> list[str]:
         """Digests of what is read, each with the name it is read by: two steps that change places are not the same input."""

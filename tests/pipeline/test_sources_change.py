@@ -88,3 +88,16 @@ def test_a_run_that_keeps_nobody_can_be_asked(tmp_path: Path) -> None:
     pictures(tmp_path / "pics", 2)
     run(recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, ["probe", {"keep": "width > 5000"}]), tmp_path / "run")
     assert ask(tmp_path / "run", "select count(*), (select count(*) from items), (select count(*) from shards) from samples") == [(2, 0, 0)]
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_a_source_that_lost_all_its_samples_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pictures(tmp_path / "pics", 2)
+    pictures(tmp_path / "others", 2, first=5)
+    path = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics", "others": tmp_path / "others"}, [{"keep": "caption_chars > 0"}])
+    run(path, tmp_path / "run")
+    for file in (tmp_path / "pics").iterdir():
+        file.unlink()
+    outcome = run(path, tmp_path / "run")
+    assert outcome.counts["kept"] == 2
+    assert "source pics gives no sample any more; the 2 it gave are gone" in caplog.text
