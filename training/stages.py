@@ -151,14 +151,22 @@ def load_training_config(path_or_name: str | Path) -> TrainingConfig:
     text, where = _config_text(str(path_or_name))
     try:
         values = yaml.safe_load(text)
+        twice = _written_twice(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {error}") from error
+    if twice is not None:
+        raise ConfigError(f"{where}:{twice[1]}: {twice[0]} is written twice; keep one of the two")
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: a training config is a mapping with name, model and stages; this is {type(values).__name__}")
     try:
-        return TrainingConfig.model_validate(values)
+        config = TrainingConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_for_people(where, text, e) for e in error.errors(include_url=False))) from None
+    for number, block in values["stages"].items():
+        if block.get("steps") is not None and "epochs" in block:
+            line = _line_of(text, ["stages", str(number), "epochs"])
+            raise ConfigError(f"{where}:{line}: stages.{number} has both epochs and steps; keep the one that says how long it is to be")
+    return config
 
 
 def deepspeed_json(path_or_name: str) -> dict[str, Any]:
@@ -183,7 +191,10 @@ def _config_text(path_or_name: str) -> tuple[str, str]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"no training config {path}")
-        return path.read_text("utf-8"), str(path)
+        try:
+            return path.read_text("utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
     folder = resources.files("configs.training")
     entry = folder / f"{path_or_name}.yaml"
     if not entry.is_file():
@@ -228,6 +239,22 @@ def _line_of(text: str, place: list[str]) -> int | None:
             break
         line, node = hit[0].start_mark.line + 1, hit[1]
     return line
+
+
+def _written_twice(node: Any) -> tuple[str, int] | None:
+    """(key, line from 1) of a key that a mapping has a second time: YAML would silently take the last one."""
+    if isinstance(node, yaml.SequenceNode):
+        return next((found for inner in node.value if (found := _written_twice(inner))), None)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    seen: set[str] = set()
+    for key, value in node.value:
+        if str(key.value) in seen:
+            return str(key.value), key.start_mark.line + 1
+        seen.add(str(key.value))
+        if found := _written_twice(value):
+            return found
+    return None
 
 
 def _meant(word: str, known: Any) -> str:

@@ -67,6 +67,8 @@ def test_the_tiny_config_has_four_stages_and_names_known_profiles() -> None:
         ("model: {preset: tiny}", "model: {preset: parts, vision: a}", ["mine.yaml:2", "preset parts needs `llm`"]),
         ("model: {preset: tiny}", "model: {path: a}", ["mine.yaml:2", "preset tiny has no `path`"]),
         ("name: mine", "nam: mine", ["mine.yaml:1", "did you mean 'name'"]),
+        ("compress: false", "compress: false\n    compress: true", ["mine.yaml:7", "compress is written twice"]),
+        ("compress: false", "compress: false\n    epochs: 2\n    steps: 5", ["mine.yaml:7", "both epochs and steps"]),
     ],
 )
 def test_a_wrong_config_is_told_file_line_key_and_the_mend(tmp_path: Path, old: str, new: str, told: list[str]) -> None:
@@ -75,6 +77,13 @@ def test_a_wrong_config_is_told_file_line_key_and_the_mend(tmp_path: Path, old: 
         _load(tmp_path, MINIMAL.replace(old, new))
     for piece in told:
         assert piece in str(error.value)
+
+
+def test_a_file_that_is_no_text_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"name: \xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml: not UTF-8 text: .* at byte 6"):
+        load_training_config(path)
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
