@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 import os
@@ -53,11 +55,21 @@ class StepResult:
     seconds: float
 
 
+def rank_device() -> torch.device:
+    """This rank's GPU; the CPU where there is none, or where DS_ACCELERATOR=cpu asks for it."""
+    if os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
 def start_ranks() -> Ranks:
     """Joins the process group. Under torchrun its variables are used; alone, a group of one is made on a free local port."""
-    gpu = torch.cuda.is_available()
-    if not gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    device = rank_device()
+    gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.set_device(device)  # barriers before the engine is built would all run on the first
+    else:
+        os.environ["DS_ACCELERATOR"] = "cpu"
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -65,10 +77,14 @@ def start_ranks() -> Ranks:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ.update(alone)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
+    if not gpu:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
+    with contextlib.redirect_stdout(io.StringIO()) as told:  # standard output is for what was asked for
+        import deepspeed
 
-    if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
+        if not torch.distributed.is_initialized():
+            deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
+    log.debug("%s", told.getvalue())
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 

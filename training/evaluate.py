@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -85,20 +84,22 @@ def evaluate_checkpoint(checkpoint: str | Path, dataset: str, split: str = "val"
     it was trained with; under torchrun on all ranks. Raises InfrastructureError where `checkpoint` is no finished stage, ShardError and
     ProfileError where the dataset has no such split or was measured otherwise.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from shards.profile import Profile
     from shards.reader import Dataset
     from shards.tokenizer import load_tokenizer
-    from training.engine import start_ranks
+    from training.engine import rank_device, start_ranks
     from training.model import from_hf
     from training.stages import StageConfig
 
     folder = Path(checkpoint)
     if not (folder / "fovea.json").is_file():
         raise InfrastructureError(f"{folder}: no finished stage (there is no fovea.json); give …/checkpoints/stage<k>/final")
+    disable_progress_bar()
     facts = json.loads((folder / "fovea.json").read_text("utf-8"))
     profile = Profile(**{**facts["profile"], "report_thresholds": tuple(facts["profile"]["report_thresholds"])})
     stage = StageConfig.model_validate(facts["block"])
     opened, ranks = Dataset.open(dataset), start_ranks()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
-    model = from_hf(folder).to(device)
+    model = from_hf(folder).to(rank_device())
     return evaluate(model, opened, load_tokenizer(folder), profile, stage, split, packs, ranks)

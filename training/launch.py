@@ -71,13 +71,14 @@ def train(
     out = Path(out_dir)
     chosen = _chosen(settings, stages)
     reports = {k: _as_report(out, k, facts) for k in chosen if (facts := finished(out, k, settings.stage_digest(k))) is not None}
-    if len(reports) < len(chosen):
-        work = _Work.prepare(settings, dataset, tokenizer, out)
-        for number in chosen:
-            if number not in reports:
-                if not resume and latest_state(stage_dir(out, number)) is not None:
-                    raise ConfigError(f"{stage_dir(out, number)} has checkpoints; resume, or give another output directory, or delete it")
-                reports[number] = work.train_stage(number)
+    pending = [number for number in chosen if number not in reports]
+    if pending:
+        for number in pending:
+            if not resume and latest_state(stage_dir(out, number)) is not None:
+                raise ConfigError(f"{stage_dir(out, number)} has checkpoints; resume, or give another output directory, or delete it")
+        work = _Work.prepare(settings, dataset, tokenizer, out, pending)
+        for number in pending:
+            reports[number] = work.train_stage(number)
         work.metrics.close()
     else:
         log.info("all is done: stages %s under %s", ", ".join(map(str, chosen)), out)
@@ -97,7 +98,7 @@ class _Work:
     metrics: Metrics
 
     @staticmethod
-    def prepare(config: TrainingConfig, dataset: str | None, tokenizer: str | None, out: Path) -> _Work:
+    def prepare(config: TrainingConfig, dataset: str | None, tokenizer: str | None, out: Path, pending: Sequence[int]) -> _Work:
         where, words = dataset or config.dataset, tokenizer or config.tokenizer
         if where is None:
             raise ConfigError(f"{config.name}: no dataset; name its folder on the command line, or set `dataset:` in the config")
@@ -106,23 +107,30 @@ class _Work:
         from transformers.utils.logging import disable_progress_bar
 
         from shards.reader import Dataset
-        from shards.tokenizer import load_tokenizer
+        from shards.tokenizer import load_tokenizer, tokenizer_digest
         from training.engine import start_ranks
         from training.metrics import Metrics
+        from training.preflight import refuse_other_tokenizer, refuse_unfit
 
         disable_progress_bar()  # transformers' own, at every saving and loading
-        opened = Dataset.open(where)
+        opened, loaded, digest = Dataset.open(where), load_tokenizer(Path(words)), tokenizer_digest(words)
+        before = _stage_before(config, pending[0])
+        if before is not None:
+            refuse_other_tokenizer(final_dir(out, before), _finished_before(config, out, pending[0], before), digest)
+        refuse_unfit(config, pending, opened, digest)
         ranks = start_ranks()
         out.mkdir(parents=True, exist_ok=True)
-        return _Work(config, out, opened, load_tokenizer(Path(words)), Path(words), ranks, Metrics(out, ranks.rank == 0))
+        return _Work(config, out, opened, loaded, Path(words), ranks, Metrics(out, ranks.rank == 0))
 
     def train_stage(self, number: int) -> StageReport:
         from shards.tokenizer import tokenizer_digest
         from training.loop import run_stage
+        from training.preflight import refuse_other_patch
 
         stage = self.config.stages[number]
         profile = load_profile(stage.profile, tokenizer_digest(self.tokenizer_dir))
-        model = self._starting_model(number)
+        model: Any = self._starting_model(number)
+        refuse_other_patch(model.config.vision_config.patch_size, profile)
         feed = self._feed(number, profile, model)
         log.info("stage %d: %d steps a pass over %s", number, feed.steps(0), self.dataset.manifest.version)
         before = self._before(number, model, profile)
@@ -147,13 +155,12 @@ class _Work:
     def _starting_model(self, number: int) -> nn.Module:
         from training.model import build_model, from_hf
 
-        earlier = [k for k in self.config.stages if k < number]
-        if not earlier:
+        before = _stage_before(self.config, number)
+        if before is None:
             model = build_model(self.config.model, self.tokenizer, self.config.seed)
-        elif finished(self.out, max(earlier), self.config.stage_digest(max(earlier))) is not None:
-            model = from_hf(final_dir(self.out, max(earlier)))
         else:
-            raise ConfigError(f"stage {number} starts from the weights of stage {max(earlier)}, which is not finished under {self.out}")
+            _finished_before(self.config, self.out, number, before)
+            model = from_hf(final_dir(self.out, before))
         return _placed(model, self.config)
 
     def _feed(self, number: int, profile: Profile, model: Any) -> DatasetFeed:
@@ -187,6 +194,7 @@ class _Work:
         if latest_state(stage_dir(self.out, number)) is not None and note.is_file():
             value: float | None = json.loads(note.read_text("utf-8"))["loss"]
             return value
+        self.metrics.forget_after(number, -1)
         held_out = self._held_out(number, model, profile)
         self._write(number, 0, held_out)
         loss = None if held_out is None else held_out.loss
@@ -197,9 +205,10 @@ class _Work:
 
     def _held_out(self, number: int, model: nn.Module, profile: Profile) -> HeldOut | None:
         from training.evaluate import evaluate
+        from training.preflight import has_items
 
         stage, config = self.config.stages[number], self.config
-        if not self.dataset.manifest.splits.get(config.held_out, {}).get("items"):
+        if not has_items(self.dataset, config.held_out):
             log.warning("the dataset has no items in split %r: no loss is measured on unseen items", config.held_out)
             return None
         held_out = evaluate(model, self.dataset, self.tokenizer, profile, stage, config.held_out, config.held_out_packs, self.ranks)
@@ -224,14 +233,25 @@ def _chosen(config: TrainingConfig, stages: Sequence[int] | None) -> list[int]:
     return wanted
 
 
+def _stage_before(config: TrainingConfig, number: int) -> int | None:
+    """The stage whose weights `number` starts from; None for the first."""
+    return max((k for k in config.stages if k < number), default=None)
+
+
+def _finished_before(config: TrainingConfig, out: Path, number: int, before: int) -> dict[str, Any]:
+    facts = finished(out, before, config.stage_digest(before))
+    if facts is None:
+        raise ConfigError(f"stage {number} starts from the weights of stage {before}, which is not finished under {out}")
+    return facts
+
+
 def _placed(model: nn.Module, config: TrainingConfig) -> nn.Module:
     """On this rank's device and in the precision of training, so that losses before and after are of one kind."""
-    import os
-
     import torch
 
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
-    return model.to(device=device, dtype=torch.bfloat16 if config.model.precision == "bf16" else torch.float32)
+    from training.engine import rank_device
+
+    return model.to(device=rank_device(), dtype=torch.bfloat16 if config.model.precision == "bf16" else torch.float32)
 
 
 def _as_report(out: Path, number: int, facts: dict[str, Any], done_before: bool = True) -> StageReport:

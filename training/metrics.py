@@ -34,7 +34,9 @@ class Metrics:
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text("".join(kept), "utf-8")
         os.replace(scratch, self.path)
-        self._boards.pop(stage, None)
+        board = self._boards.pop(stage, None)
+        if board is not None:
+            board.close()
         self._board(stage, purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:

@@ -36,7 +36,9 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: i
         return build_tiny(len(tokenizer), config.tiny, special_ids(tokenizer), seed)
     if config.preset == "parts":
         return from_parts(Path(str(config.vision)), Path(str(config.llm)), special_ids(tokenizer), seed)
-    return from_hf(Path(str(config.path)))
+    model: Any = from_hf(Path(str(config.path)))
+    _refuse_other_ids(str(config.path), model.config, special_ids(tokenizer), len(tokenizer))
+    return model
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -104,6 +106,15 @@ def from_hf(path: Path) -> nn.Module:
     return VideoLlama3ForConditionalGeneration.from_pretrained(
         path, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True
     )
+
+
+def _refuse_other_ids(path: str, config: Any, ids: Mapping[str, int], tokens: int) -> None:
+    mend = "give the tokenizer the model was trained with"
+    for name in ("image_token_id", "video_token_id"):
+        if getattr(config, name) != ids[name]:
+            raise ConfigError(f"{path}: its {name} is {getattr(config, name)}, the tokenizer's {ids[name]}; {mend}")
+    if config.text_config.vocab_size < tokens:
+        raise ConfigError(f"{path}: its vocabulary has {config.text_config.vocab_size} tokens, the tokenizer {tokens}; {mend}")
 
 
 def parts(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

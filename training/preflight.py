@@ -1,0 +1,84 @@
+"""What is refused before the first step of the first stage: a stage that could not begin must not be found out days later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shards.errors import ConfigError, FoveaError, ProfileError
+from shards.profile import Profile, load_profile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shards.reader import Dataset
+    from training.stages import TrainingConfig
+
+
+def refuse_unfit(config: TrainingConfig, stages: Sequence[int], dataset: Dataset, tokenizer_digest: str) -> None:
+    """Plans the first pass of each of `stages` over the dataset's index, without a model and without reading a sample.
+
+    Raises ProfileError (a profile that the dataset does not carry, or carries otherwise; items that are not measured), ConfigError (shares
+    that cannot hold, a `where` that cannot run, items too long for the budgets, another patch size than the model's), each with its stage.
+    """
+    from training.cost import item_sizes
+    from training.feed import TRAIN_SPLIT, mixture_of, plan_config
+    from training.plan import make_plan
+
+    index = dataset.index(split=TRAIN_SPLIT)
+    held_out = dataset.index(split=config.held_out) if has_items(dataset, config.held_out) else None
+    for number in stages:
+        stage = config.stages[number]
+        try:
+            profile = load_profile(stage.profile, tokenizer_digest)
+            _refuse_other_profile(profile, dataset.manifest.profiles)
+            if config.model.preset == "tiny":
+                refuse_other_patch(config.model.tiny.patch, profile)
+            make_plan(index, mixture_of(stage.mixture, index), plan_config(stage, config.seed), index_digest=dataset.manifest.version)
+            if held_out is not None:
+                item_sizes(held_out, profile.name, stage.compress)
+        except FoveaError as error:
+            raise type(error)(f"stage {number}: {error}") from error
+
+
+def has_items(dataset: Dataset, split: str) -> bool:
+    return bool(dataset.manifest.splits.get(split, {}).get("items"))
+
+
+def refuse_other_patch(patch: int, profile: Profile) -> None:
+    """`patch`: side of the model's patches, pixels."""
+    if patch != profile.patch:
+        raise ConfigError(
+            f"the model has patches of {patch} pixels, profile {profile.name!r} measures with {profile.patch}; "
+            "use a profile of the model's patch size, and a dataset measured under it"
+        )
+
+
+def refuse_other_tokenizer(weights: Path, facts: Mapping[str, Any], tokenizer_digest: str) -> None:
+    """`facts`: what a finished stage noted. Its weights know the tokens of one tokenizer only."""
+    trained = facts.get("profile", {}).get("tokenizer")
+    if trained is not None and trained != tokenizer_digest:
+        raise ConfigError(
+            f"{weights} was trained with another tokenizer (digest {trained}, the one given has {tokenizer_digest}); "
+            f"give --tokenizer {weights}, or train all stages again in another output directory"
+        )
+
+
+def _refuse_other_profile(profile: Profile, held: Mapping[str, Mapping[str, Any]]) -> None:
+    found = held.get(profile.name)
+    if found is None:
+        raise ProfileError(
+            f"the dataset has no counts under profile {profile.name!r} (it has {', '.join(sorted(held)) or 'none'}); "
+            f"add `- measure: {{profile: {profile.name}}}` to its recipe and run it again"
+        )
+    if found.get("digest") == profile.digest:
+        return
+    if found.get("tokenizer") != profile.tokenizer:
+        raise ProfileError(
+            f"the dataset was measured under {profile.name!r} with another tokenizer (digest {found.get('tokenizer')}, the one given has "
+            f"{profile.tokenizer}); give the one its recipe names, or measure the dataset again with this one"
+        )
+    raise ProfileError(
+        f"the dataset's profile {profile.name!r} (digest {found.get('digest')}) is not today's of that name (digest {profile.digest}); "
+        "measure the dataset again"
+    )
