@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 from training import loop
@@ -34,13 +35,13 @@ CONFIG = TrainingConfig.model_validate(
 )
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("dataset")
     arguments.add_argument("tokenizer")
     arguments.add_argument("out")
     arguments.add_argument("--die-at", type=int, nargs=2, metavar=("STAGE", "STEP"))
-    given = arguments.parse_args()
+    given = arguments.parse_args(words)
     if given.die_at is not None:
         stage, step = given.die_at
         take = loop.train_step

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,13 +65,13 @@ def config(steps: int, every: int = 2) -> TrainingConfig:
     return TrainingConfig.model_validate({"name": "hand", "stages": {1: stage}, "checkpoint_steps": every})
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("out", type=Path)
     arguments.add_argument("--steps", type=int, default=9)
     arguments.add_argument("--die-before", type=int)
     arguments.add_argument("--die-in-save", type=int)
-    given = arguments.parse_args()
+    given = arguments.parse_args(words)
     ranks = start_ranks()
     publish = checkpoint._publish
 

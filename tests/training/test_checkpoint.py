@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,26 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from shards.errors import ConfigError, InfrastructureError
+from tests.training import forked, hand_train
 from tests.training.hand_train import config
 from training.checkpoint import final_dir, finished, latest_state, stage_dir
 from training.metrics import read_metrics
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def train(out: Path, *options: str, ranks: int = 1, dies: bool = False) -> None:
-    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.training.hand_train", str(out), *options],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == (-signal.SIGKILL if dies else 0), done.stderr[-3000:]
+    codes, said = forked.run(hand_train.main, [out, *options], ranks)
+    assert codes == [-signal.SIGKILL if dies else 0] * ranks, said[-3000:]
 
 
 def losses(out: Path) -> list[tuple[int, float, float]]:

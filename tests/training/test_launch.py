@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from shards.errors import ConfigError, InfrastructureError, ProfileError, ShardError
 from shards.reader import Dataset
 from shards.tokenizer import load_tokenizer, train_tokenizer
-from tests.training import small_dataset
+from tests.training import forked, hand_launch, small_dataset
 from tests.training.hand_launch import CONFIG
-from training.checkpoint import final_dir, stage_dir
+from training.checkpoint import final_dir, latest_state, stage_dir
 from training.evaluate import evaluate_checkpoint
 from training.export import export
 from training.launch import TrainReport, train
@@ -30,8 +30,13 @@ from training.model import build_model, from_hf, parts
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launch(*arguments: object, ranks: int = 1, dies: bool = False) -> None:
-    launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+def launch(*arguments: object, dies: bool = False) -> None:
+    codes, said = forked.run(hand_launch.main, arguments)
+    assert codes == [-signal.SIGKILL if dies else 0], said[-3000:]
+
+
+def torchrun(*arguments: object, ranks: int) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "tests.training.hand_launch", *map(str, arguments)],
@@ -41,7 +46,7 @@ def launch(*arguments: object, ranks: int = 1, dies: bool = False) -> None:
         text=True,
         timeout=300,
     )
-    assert done.returncode == (-signal.SIGKILL if dies else 0), done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def numbers(out: Path) -> list[tuple]:
@@ -113,6 +118,8 @@ assert not {{"torch", "deepspeed", "transformers"}} & set(sys.modules)
 
 
 def test_a_kill_in_any_stage_changes_nothing(corpus: SimpleNamespace, whole: SimpleNamespace, tmp_path: Path) -> None:
+    launch(corpus.dataset, corpus.words, tmp_path, "--die-at", 1, 1, dies=True)
+    assert latest_state(stage_dir(tmp_path, 1)) is None, "killed before there was a checkpoint, the stage begins anew"
     launch(corpus.dataset, corpus.words, tmp_path, "--die-at", 2, 3, dies=True)
     assert (final_dir(tmp_path, 1) / "fovea.json").is_file()
     assert (stage_dir(tmp_path, 2) / "step-000002").is_dir()
@@ -123,7 +130,7 @@ def test_a_kill_in_any_stage_changes_nothing(corpus: SimpleNamespace, whole: Sim
 
 
 def test_two_ranks_give_the_losses_of_one(corpus: SimpleNamespace, whole: SimpleNamespace, tmp_path: Path) -> None:
-    launch(corpus.dataset, corpus.words, tmp_path, ranks=2)
+    torchrun(corpus.dataset, corpus.words, tmp_path, ranks=2)
     ours, theirs = numbers(tmp_path), numbers(whole.out)
     assert [n[:3] for n in ours] == [n[:3] for n in theirs]
     assert [n[3] for n in ours] == pytest.approx([n[3] for n in theirs], rel=1e-3)
