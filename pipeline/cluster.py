@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ import shards
 import training
 from shards.errors import FoveaError, InfrastructureError
 
+log = logging.getLogger("fovea")
+
 T = TypeVar("T")
 
 OURS: tuple[ModuleType, ...] = (configs, shards, curation, pipeline, training)
@@ -38,6 +41,8 @@ def connect(address: str | None = None, user_ops: Iterable[str] = ()) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     packages = {op.split(".", 1)[0] for op in user_ops if "." in op}
+    _look_for(address)
+    ray._private.worker.print_to_stdstream = _to_log  # what its daemons report, on stdout, which belongs to --json
     modules = [*OURS, *(importlib.import_module(p) for p in sorted(packages))]
     try:
         with _quiet_core(), tempfile.TemporaryDirectory() as nothing:
@@ -58,6 +63,21 @@ def connect(address: str | None = None, user_ops: Iterable[str] = ()) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the command line has progress and errors of its own
+
+
+def _look_for(address: str | None) -> None:
+    """Raises InfrastructureError at once where nobody listens; Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise InfrastructureError(f"no Ray cluster at {address}: {error.strerror or error}; start one with `ray start --head`") from error
+
+
+def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+    log.warning("Ray: %s", " ".join(str(line).split("\n", 1)[0] for line in data["lines"])[:300])
 
 
 @contextmanager
