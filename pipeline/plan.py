@@ -89,7 +89,7 @@ def _plan_segment(judge: Judge, segment: Segment, plan: RunPlan, upstream: Seque
     if segment.global_step is not None:
         index, op = segment.global_step
         waiting = _count(judge, f"select count(*) from state{segment.number} where op = {index}")
-        if waiting:
+        if waiting or upstream:
             plan.steps.append(StepPlan(op.name, op.digest, 1, not upstream, 0, _seconds(judge.ledger, op, 1)))
             if not upstream:
                 # Nothing it reads is missing, so its result can be had now: it is a pure function and costs no model.
