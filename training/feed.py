@@ -107,8 +107,8 @@ def plan_config(stage: StageConfig, seed: int) -> PlanConfig:
     )
 
 
-def mixture_of(config: MixtureConfig, index: pa.Table) -> Mixture:
-    """The stage's mixture over what the index has: with `missing: leave_out`, named ones without items are left out, and logged.
+def mixture_of(config: MixtureConfig, index: pa.Table, told: int = logging.INFO) -> Mixture:
+    """The stage's mixture over what the index has: with `missing: leave_out`, named ones without items are left out, and logged at `told`.
 
     Raises ConfigError where nothing is left.
     """
@@ -124,7 +124,7 @@ def mixture_of(config: MixtureConfig, index: pa.Table) -> Mixture:
                 f"mixture.{column}s: the dataset has items of none of {', '.join(wanted)}; it has {', '.join(sorted(there - {''}))}"
             )
         if absent := sorted(wanted.keys() - left.keys()):
-            log.info("mixture.%ss: no items for %s; left out", column, ", ".join(absent))
+            log.log(told, "mixture.%ss: no items for %s; left out", column, ", ".join(absent))
         shares[column] = left
     return Mixture(tasks=shares["task"], sources=shares["source"], where=config.where, by=config.by)
 

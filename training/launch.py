@@ -69,7 +69,7 @@ def train(
     """
     settings = config if isinstance(config, TrainingConfig) else load_training_config(config)
     out = Path(out_dir)
-    chosen = _chosen(settings, stages)
+    chosen = chosen_stages(settings, stages)
     reports = {k: _as_report(out, k, facts) for k in chosen if (facts := finished(out, k, settings.stage_digest(k))) is not None}
     pending = [number for number in chosen if number not in reports]
     if pending:
@@ -225,7 +225,8 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".jinja") and p.is_file() and p.name != "config.json")
 
 
-def _chosen(config: TrainingConfig, stages: Sequence[int] | None) -> list[int]:
+def chosen_stages(config: TrainingConfig, stages: Sequence[int] | None) -> list[int]:
+    """In order; all for None. Raises ConfigError for one that the config has not."""
     wanted = sorted(config.stages if stages is None else set(stages))
     unknown = [k for k in wanted if k not in config.stages]
     if unknown or not wanted:

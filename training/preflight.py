@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ def refuse_unfit(config: TrainingConfig, stages: Sequence[int], dataset: Dataset
             _refuse_other_profile(profile, dataset.manifest.profiles)
             if config.model.preset == "tiny":
                 refuse_other_patch(config.model.tiny.patch, profile)
-            make_plan(index, mixture_of(stage.mixture, index), plan_config(stage, config.seed), index_digest=dataset.manifest.version)
+            mixture = mixture_of(stage.mixture, index, logging.DEBUG)  # said when the stage begins
+            make_plan(index, mixture, plan_config(stage, config.seed), index_digest=dataset.manifest.version)
             if held_out is not None:
                 item_sizes(held_out, profile.name, stage.compress)
         except FoveaError as error:

@@ -26,6 +26,7 @@ from training.export import export
 from training.launch import TrainReport, train
 from training.metrics import read_metrics
 from training.model import build_model, from_hf, parts
+from training.preview import preview
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +88,16 @@ def test_stage_1_trains_the_encoder_and_the_projector_only(corpus: SimpleNamespa
         moved = any(not torch.equal(p, dict(first.named_parameters())[name]) for name, p in members)
         assert moved == (part != "llm"), part
     assert not torch.equal(first.lm_head.weight, second.lm_head.weight)
+
+
+def test_the_preview_says_what_came(corpus: SimpleNamespace, whole: SimpleNamespace) -> None:
+    found = preview(CONFIG, str(corpus.dataset), tokenizer=str(corpus.words))
+    assert [(p.stage, p.steps) for p in found] == [(s.stage, s.steps) for s in whole.report.stages]
+    steps = [r for r in read_metrics(whole.out) if r["kind"] == "step" and r["stage"] == 2]
+    first = found[1].first_pass
+    assert first.items == sum(r["samples"] for r in steps[: first.steps])
+    assert first.tokens == sum(r["tokens"] for r in steps[: first.steps])
+    assert found[1].samples_per_step == pytest.approx(first.items / first.steps)
 
 
 def test_what_a_run_leaves_behind(corpus: SimpleNamespace, whole: SimpleNamespace) -> None:
