@@ -44,12 +44,12 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     The processor's budget is that of a single picture or clip, and its resizing is transformers' own: docs/stages.md has the differences.
     Raises ConfigError where `out` is in the way and InfrastructureError where `checkpoint` is no finished stage.
     """
-    source, target = Path(checkpoint), Path(out)
+    source, target = Path(checkpoint), Path(out).resolve()
     note = source / "fovea.json"
     if not note.is_file():
         raise InfrastructureError(f"{source}: no finished stage (there is no fovea.json); give …/checkpoints/stage<k>/final")
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is not empty; give a new directory")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is {'not empty' if target.is_dir() else 'a file'}; give a new directory")
     facts = json.loads(note.read_text("utf-8"))
     scratch = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -12,7 +12,17 @@ import torch
 
 from shards.errors import ConfigError
 from tests.training import handmade
-from training.engine import Ranks, StepResult, TrainingStopped, build_engine, rate_factor, start_ranks, task_numbers, train_step
+from training.engine import (
+    Ranks,
+    StepResult,
+    TrainingStopped,
+    build_engine,
+    rank_device,
+    rate_factor,
+    start_ranks,
+    task_numbers,
+    train_step,
+)
 from training.model import PackLoss, labelled_places, parts
 from training.stages import StageConfig, TrainingConfig
 
@@ -107,6 +117,15 @@ def test_bf16_trains(ranks: Ranks) -> None:
     engine, results = run(ranks, stage(), 15, precision="bf16")
     assert next(engine.module.parameters()).dtype == torch.bfloat16
     assert results[-1].loss < 0.8 * results[0].loss
+
+
+def test_the_device_is_this_ranks_gpu_unless_the_cpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert rank_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert rank_device() == torch.device("cpu"), "DeepSpeed would be on another device than the model"
 
 
 def test_ranks_that_do_not_divide_a_steps_packs_are_refused() -> None:

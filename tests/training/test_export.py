@@ -122,3 +122,13 @@ def test_what_is_no_finished_stage_or_in_the_way_is_refused(exported: SimpleName
         export(tmp_path, tmp_path / "out")
     with pytest.raises(ConfigError, match="not empty"):
         export(exported.final, exported.out)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="a file"):
+        export(exported.final, tmp_path / "file")
+
+
+def test_a_folder_may_be_named_by_a_dot(exported: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert export(exported.final, ".") == tmp_path / "here"
+    assert (tmp_path / "here" / "model.safetensors").is_file()

@@ -18,10 +18,12 @@ from transformers import (
 )
 
 from shards.errors import ConfigError, InfrastructureError
+from shards.tokenizer import load_tokenizer, train_tokenizer
 from tests.training import handmade
 from tests.training.handmade import item, packed
 from training.assemble import from_parts
-from training.model import PackLoss, freeze, from_hf, labelled_places, parameter_groups, parts, special_ids
+from training.model import PackLoss, build_model, build_tiny, freeze, from_hf, labelled_places, parameter_groups, parts, special_ids
+from training.stages import ModelConfig
 
 
 def test_every_parameter_belongs_to_one_part() -> None:
@@ -137,6 +139,22 @@ def test_a_tokenizer_without_the_placeholders_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"<\|video_pad\|>"):
         special_ids(Bare())
+
+
+def test_a_whole_model_is_refused_a_tokenizer_that_is_not_its_own(tmp_path: Path) -> None:
+    train_tokenizer(["red green blue"], tmp_path / "words", 300)
+    tokenizer = load_tokenizer(tmp_path / "words")
+    ids = special_ids(tokenizer)
+    config = ModelConfig(preset="hf", path=str(tmp_path / "model"))
+    for wrong, told in (
+        ({**ids, "image_token_id": ids["video_token_id"]}, "its image_token_id is"),
+        (ids, "its vocabulary has"),
+    ):
+        build_tiny(len(tokenizer) - 1 if wrong == ids else len(tokenizer), handmade.SMALL, wrong, 0).save_pretrained(tmp_path / "model")
+        with pytest.raises(ConfigError, match=told):
+            build_model(config, tokenizer, 0)
+    build_tiny(len(tokenizer) + 5, handmade.SMALL, ids, 0).save_pretrained(tmp_path / "model")
+    assert build_model(config, tokenizer, 0).lm_head.weight.shape[0] == len(tokenizer) + 5, "room to spare, as released models have"
 
 
 @pytest.mark.parametrize(("whole", "tied"), [(False, True), (True, False)])
