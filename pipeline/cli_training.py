@@ -1,14 +1,18 @@
-"""The commands that start training: train, evaluate, export, tokenizer, quickstart."""
+"""The commands around training: train, evaluate, export, tokenizer, quickstart, and doctor, which tells whether they would run here."""
 
 from __future__ import annotations
 
+import logging
+import math
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
 
-from pipeline.console import AsJson, out, progress_bars, put_line
+from pipeline.console import AsJson, out, progress_bars, put_line, table
 
 
 def train(
@@ -20,21 +24,74 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on from checkpoints; --no-resume refuses if there are any.")
     ] = True,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what the stages would be: no model, no GPU, nothing is written.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the stages in order. Safe to repeat: finished stages are skipped, an interrupted one goes on where it stopped."""
+    if plan:
+        _show_plan(config, dataset, tokenizer, stage, as_json)
+        return
     from training.launch import train as run
 
+    first = _first_rank()
     report = run(config, dataset, out_dir, tokenizer=tokenizer, stages=stage, resume=resume)
+    if not first:
+        return
     if as_json:
         for s in report.stages:
             put_line({"stage": s.stage, "steps": s.steps, "before": s.before, "after": s.after, "weights": str(s.weights)})
         return
-    table = Table("stage", "steps", "held-out loss before", "after", "weights")
+    shown = table("stage", "steps", "held-out loss before", "after", "weights")
     for s in report.stages:
         losses = ["" if v is None else f"{v:.3f}" for v in (s.before, s.after)]
-        table.add_row(str(s.stage), f"{s.steps:,}", *losses, str(s.weights))
-    out.print(table)
+        shown.add_row(str(s.stage), f"{s.steps:,}", *losses, str(s.weights))
+    out.print(shown)
+
+
+def _show_plan(config: str, dataset: str | None, tokenizer: str | None, stages: list[int] | None, as_json: bool) -> None:
+    from training.preview import preview
+
+    found = preview(config, dataset, tokenizer=tokenizer, stages=stages)
+    if as_json:
+        for stage in found:
+            put_line(asdict(stage))
+        return
+    shown = table(
+        "stage", "steps", "steps a pass", "samples a step", "tokens a pass", "fill: tokens", "patches", "kept visual tokens", "dropped"
+    )
+    for stage in found:
+        p = stage.first_pass
+        kept = f"{p.kept / p.visual:.0%}" if p.visual else ""
+        fills = [f"{p.fill_tokens:.0%}", f"{p.fill_patches:.0%}", kept]
+        shown.add_row(
+            str(stage.stage), f"{stage.steps:,}", f"{p.steps:,}", f"{stage.samples_per_step:.1f}", f"{p.tokens:,}", *fills, f"{p.dropped:,}"
+        )
+    out.print(shown)
+
+
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="…/checkpoints/stage<k>/final")],
+    dataset: Annotated[str, typer.Argument(help="The dataset's folder or URL.")],
+    split: Annotated[str, typer.Option(help="Which of its splits.")] = "val",
+    packs: Annotated[int, typer.Option(min=1, help="About so many packs of it, always the same ones.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Loss of a finished stage on a split, under the profile, compression and budgets it was trained with."""
+    from training.evaluate import evaluate_checkpoint
+
+    first = _first_rank()
+    found = evaluate_checkpoint(checkpoint, dataset, split, packs)
+    if not first:
+        return
+    if as_json:
+        loss = found.loss if math.isfinite(found.loss) else None
+        put_line({"checkpoint": checkpoint, "dataset": dataset, "split": split, **asdict(found), "loss": loss})
+        return
+    shown = table("task", "loss, nats a labelled token")
+    for task, loss in [*sorted(found.loss_by_task.items()), ("all", found.loss)]:
+        shown.add_row(task, f"{loss:.4f}")
+    out.print(shown)
+    out.print(f"{found.items:,} items, {found.labelled:,} labelled tokens of split {split}")
 
 
 def export(
@@ -80,17 +137,47 @@ def quickstart(
 
         ledger = open_ledger(run)
         show_funnel(report(ledger, load_run_recipe(ledger.store)))
-    table = Table("stage", "steps", "held-out loss before", "after")
+    shown = table("stage", "steps", "held-out loss before", "after")
     for s in finished.facts["stages"]:
         losses = ["" if v is None else f"{v:.3f}" for v in (s["before"], s["after"])]
-        table.add_row(str(s["stage"]), f"{s['steps']:,}", *losses)
-    out.print(table)
+        shown.add_row(str(s["stage"]), f"{s['steps']:,}", *losses)
+    out.print(shown)
     for line in where_everything_lies(Path(run)):
         out.print(line, markup=False)
     out.print(f"next: your own data. Copy {run}/quickstart.yaml, put your folders under `sources`, and", markup=False)
     out.print("  fovea plan my.yaml --run runs/my && fovea curate my.yaml --run runs/my", markup=False)
+    out.print(f"  fovea train tiny --dataset runs/my/dataset --tokenizer {run}/tokenizer --out runs/my-train", markup=False)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, devices, compiler, libraries, weights: will Fovea run here? Exit code 1 if something will not."""
+    from pipeline.doctor import examine
+
+    findings = examine()
+    bad = [finding for finding in findings if finding.state == "bad"]
+    if as_json:
+        for finding in findings:
+            put_line(asdict(finding))
+    else:
+        shown = table("", "what", "found", "what to do")
+        for finding in findings:
+            sign = {"good": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}[finding.state]
+            shown.add_row(sign, *(escape(text) for text in (finding.what, finding.found, finding.mend)))
+        out.print(shown)
+        out.print(f"{len(bad)} of {len(findings)} findings are bad" if bad else "Fovea will run here", markup=False)
+    if bad:
+        raise typer.Exit(1)
+
+
+def _first_rank() -> bool:
+    """Whether this process is the one that speaks, of all that torchrun started; the others say warnings only. Asked before there is work,
+    for alone RANK is set later."""
+    first = os.environ.get("RANK", "0") == "0"
+    if not first:
+        logging.getLogger("fovea").setLevel(logging.WARNING)
+    return first
 
 
 def register(app: typer.Typer) -> None:
-    for command in (train, export, tokenizer, quickstart):
+    for command in (train, evaluate, export, tokenizer, quickstart, doctor):
         app.command()(command)
