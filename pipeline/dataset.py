@@ -13,9 +13,9 @@ import ray
 from pipeline import cluster
 from pipeline.ledger import PLACEMENTS, Ledger, first, name, quote
 from pipeline.recipe import Recipe, StepOp
-from pipeline.shardwork import ShardTask, write_one
+from pipeline.shardwork import ShardTask, try_one
 from pipeline.verdicts import Judge, work_value
-from shards.errors import ShardError
+from shards.errors import FoveaError, ShardError
 from shards.index import ITEM_FIELDS, MEASURE_TYPE, index_schema
 from shards.manifest import MANIFEST, Manifest, ShardInfo, load_manifest, profile_entries, save_manifest, version_folder
 from shards.profile import Profile
@@ -302,14 +302,17 @@ def _write(tasks: list[ShardTask], progress: Callable[[str, int, int], None]) ->
     progress("write shards", 0, len(tasks))
     if not tasks:
         return []
-    write = ray.remote(num_cpus=1, max_retries=3)(write_one)
+    write = ray.remote(num_cpus=1, max_retries=3)(try_one)
     running = {write.remote(task): i for i, task in enumerate(tasks)}
     infos: list[ShardInfo | None] = [None] * len(tasks)
     waiting = list(running)
     while waiting:
         done, waiting = ray.wait(waiting)
         for ref in done:
-            infos[running[ref]] = cluster.get(ref)
+            info = cluster.get(ref)
+            if isinstance(info, FoveaError):
+                raise info
+            infos[running[ref]] = info
         progress("write shards", len(tasks) - len(waiting), len(tasks))
     Path(tasks[0].file).unlink(missing_ok=True)
     return [info for info in infos if info is not None]

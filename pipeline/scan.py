@@ -114,13 +114,12 @@ def _compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger) -> Changes:
         f"left join (select r.uid from scanned m join {records} r using (uid) join {listing} w using (uid) "
         "where m.media is distinct from r.media or m.unit is distinct from w.unit) p on p.uid = n.uid"
     )
-    for source, had in connection.execute(
+    lost = (
         f"select o.source, count(*) from compared c join {listing} o using (uid) where c.is_gone "
         "and o.source not in (select source from seen_rows union all select source from scanned) group by o.source order by o.source"
-    ).fetchall():
-        log.warning(
-            "source %s gives no sample any more; the %d it gave are gone from this run. Is it mounted, is its path right?", source, had
-        )
+    )
+    for source, had in connection.execute(lost).fetchall():
+        log.warning("source %s gives no samples any more: the %d it gave leave this run; is its path right and mounted?", source, had)
     new, changed, gone, total, moved = first(
         connection,
         "select count(*) filter (is_new), count(*) filter (is_changed), count(*) filter (is_gone), count(*) filter (not is_gone), "

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.rows import texts_from_json
+from shards.errors import FoveaError, InfrastructureError
 from shards.index import MEASURE_TYPE
 from shards.items import items_from_json
 from shards.manifest import ShardInfo
@@ -57,8 +58,20 @@ def write_one(task: ShardTask) -> ShardInfo:
     try:
         written = write_shard(path, task.shard, _samples(task, rows), schema)
         return publish_shard(store, task.folder, written)
+    except OSError as error:  # what a source is guilty of comes as a SourceError
+        raise InfrastructureError(
+            f"writing shard {task.shard} to {store.url(task.folder)} failed: {error}; free space there or mend the disk, then run again"
+        ) from error
     finally:
         path.unlink(missing_ok=True)
+
+
+def try_one(task: ShardTask) -> ShardInfo | FoveaError:
+    """`write_one`, its error as an answer: Ray reports errors that nobody waits for, and the first of several is enough."""
+    try:
+        return write_one(task)
+    except FoveaError as error:
+        return error
 
 
 def _samples(task: ShardTask, rows: pa.Table) -> Iterator[ShardSample]:
