@@ -160,3 +160,24 @@ def test_shards_are_cut_by_bytes_samples_and_splits_whatever_the_batches(batch: 
         ("train", 0, [0, 1]), ("train", 1, [2]), ("train", 2, [3]), ("train", 3, [4, 5, 6]), ("val", 0, [7, 8]),
     ]  # fmt: skip
     assert cut([], 10, 3, batch) == []
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_a_kill_between_placements_and_manifest_loses_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "pics", 3)
+    path = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, [{"tests.steps.counting": {"as": "counting"}}])
+    run(path, tmp_path / "run")
+    pictures(tmp_path / "pics", 2, first=5)
+
+    def killed(store: object, manifest: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.dataset.save_manifest", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(path, tmp_path / "run")
+    assert len(list(Dataset.open(str(tmp_path / "run/dataset")).samples())) == 3
+    again = run(path, tmp_path / "run")
+    assert (again.calls, again.dataset.samples if again.dataset else 0) == ({}, 5)
+    assert len(list(Dataset.open(str(tmp_path / "run/dataset")).samples())) == 5
+    assert verify(str(tmp_path / "run/dataset")) == []

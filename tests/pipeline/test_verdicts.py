@@ -313,6 +313,4 @@ def in_the_child(loaded: Recipe, samples: list[Made], rules: dict[str, Said]) ->
         if isinstance(op, RuleOp) and op.name in ("keep", "keep_2"):
             outcomes = judge(op.rule, flat_table(batch, sorted(op.rule.columns)))
             found = dict(zip(outcomes["uid"].to_pylist(), outcomes["outcome"].to_pylist(), strict=True))
-            assert found == {
-                s.listing["uid"]: outcome_of(rules[op.name], list(s.flat)) for s in known
-            }
+            assert found == {s.listing["uid"]: outcome_of(rules[op.name], list(s.flat)) for s in known}
