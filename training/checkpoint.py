@@ -71,7 +71,9 @@ def save_state(engine: Any, folder: Path, state: TrainState, keep: int, ranks: R
     torch.save(randoms, scratch / f"random-{ranks.rank}.pt")
     torch.distributed.barrier()
     if ranks.rank == 0:
-        (scratch / "state.json").write_text(json.dumps({"format": CHECKPOINT_FORMAT, **asdict(state)}, indent=1), "utf-8")
+        sizes = {str(p.relative_to(scratch)): p.stat().st_size for p in sorted(scratch.rglob("*")) if p.is_file()}
+        note = {"format": CHECKPOINT_FORMAT, **asdict(state), "files": sizes}
+        (scratch / "state.json").write_text(json.dumps(note, indent=1), "utf-8")
         _publish(scratch, target)
         replace_text(folder / "latest", target.name)
         for old in _saved(folder)[:-keep]:
@@ -92,7 +94,18 @@ def latest_state(folder: Path) -> tuple[Path, TrainState] | None:
     values = _read_json(chosen / "state.json")
     if values.pop("format", None) != CHECKPOINT_FORMAT:
         raise InfrastructureError(f"{chosen}: not a {CHECKPOINT_FORMAT}; written by another version, use that one or delete the directory")
+    _refuse_cut(chosen, values.pop("files", {}))
     return chosen, TrainState(**values)
+
+
+def _refuse_cut(folder: Path, sizes: Mapping[str, int]) -> None:
+    """A file that is gone or shorter (a full disk, a copy that broke off) is named here; torch would not say which."""
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "gone" if found is None else f"of {found:,} bytes instead of {size:,}"
+            raise InfrastructureError(f"{path} is {state}; delete {folder} to continue from the checkpoint before it")
 
 
 def load_state(engine: Any, path: Path, state: TrainState, ranks: Ranks) -> None:

@@ -55,6 +55,8 @@ def test_killed_and_started_again_it_sees_the_same_items_and_losses(
     train(tmp_path, option, str(step), dies=True)
     found = latest_state(stage_dir(tmp_path, 1))
     assert (found[1].step if found else 0) == resumes_at
+    if found:
+        _refused_while_a_file_is_cut(found[0])
     seen = len(ids(tmp_path))
     train(tmp_path)
     assert losses(tmp_path) == losses(whole), "in fp32 resuming changes no digit"
@@ -62,6 +64,18 @@ def test_killed_and_started_again_it_sees_the_same_items_and_losses(
     ours, theirs = (load_file(final_dir(out, 1) / "model.safetensors") for out in (tmp_path, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _refused_while_a_file_is_cut(checkpoint: Path) -> None:
+    (path,) = (checkpoint / "state").glob("*optim_states.pt")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    with pytest.raises(InfrastructureError, match=rf"{path.name} is of 1,000 bytes instead of .*; delete {checkpoint}"):
+        latest_state(checkpoint.parent)
+    path.unlink()
+    with pytest.raises(InfrastructureError, match=f"{path.name} is gone"):
+        latest_state(checkpoint.parent)
+    path.write_bytes(whole)
 
 
 def test_two_ranks_take_the_steps_of_one_and_continue_each_others_checkpoints(whole: Path, tmp_path: Path) -> None:
