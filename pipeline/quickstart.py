@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ log = logging.getLogger("fovea")
 
 VOCABULARY = 1024
 DONE = "quickstart.json"
+MADE = ("dataset/manifest.json", "export/config.json", "report.md")  # what was taken away is made again
 
 Say = Callable[[str], None]
 
@@ -35,7 +35,7 @@ def quickstart(folder: Path, say: Say, progress: Callable[[str, int, int], None]
     training   the training config: a name or a file.
     """
     done = folder / DONE
-    if done.is_file():
+    if done.is_file() and all((folder / made).is_file() for made in MADE):
         return Finished(folder, json.loads(done.read_text()), before=True)
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
@@ -48,7 +48,9 @@ def quickstart(folder: Path, say: Say, progress: Callable[[str, int, int], None]
         "stages": [{"stage": s.stage, "steps": s.steps, "before": s.before, "after": s.after} for s in report.stages],
     }
     _append_report(folder, facts)
-    done.write_text(json.dumps(facts, indent=1) + "\n")
+    scratch = done.with_suffix(".tmp")
+    scratch.write_text(json.dumps(facts, indent=1) + "\n")
+    scratch.replace(done)
     return Finished(folder, facts, before=False)
 
 
@@ -89,7 +91,6 @@ def _train(folder: Path, config: str, say: Say) -> Any:
     from training.launch import train
 
     say("3/4  training four tiny stages (the first time, DeepSpeed compiles a small op: about 45 s)")
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return train(config, str(folder / "dataset"), folder, tokenizer=str(folder / "tokenizer"))
 
 

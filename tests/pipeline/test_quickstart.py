@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import resources
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.corpus import PHOTOGRAPHS, make_corpus
+from tests.pipeline.small import fovea
 
 SCRIPT = """
 import sys
@@ -37,7 +40,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-c", SCRIPT, str(folder / "made"), str(folder / "short.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # a second one mostly waits, and for long where other tests run too
+    done = subprocess.run(command, env=one_thread, capture_output=True, text=True, timeout=560, check=False)
     print(done.stdout, done.stderr)
     return done
 
@@ -105,6 +109,37 @@ def test_the_export_loads_with_transformers_alone(finished: Path) -> None:
     with torch.inference_mode():
         tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     assert tokens.shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.mark.slow
+def test_the_last_stage_is_evaluated_by_itself_and_only_the_answer_is_on_standard_output(finished: Path) -> None:
+    made = finished / "made"
+    done = fovea("evaluate", made / "checkpoints/stage4/final", made / "dataset", "--packs", "16", "--json", cwd=finished)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    recorded = json.loads((made / "quickstart.json").read_text())["stages"][-1]["after"]
+    assert found["loss"] == pytest.approx(recorded, rel=1e-5)
+    assert found["labelled"] > 100
+    assert set(found["loss_by_task"]) >= {"short_caption", "video", "vqa", "text"}
+    wrong = fovea("evaluate", made / "checkpoints", made / "dataset", cwd=finished)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "no finished stage" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_a_quickstart_that_lost_something_or_was_killed_while_it_noted_its_end_makes_it_again(finished: Path, tmp_path: Path) -> None:
+    """In a copy whose training and curation are done: only the end is made again."""
+    shutil.copytree(finished / "made", tmp_path / "made")
+    shutil.copyfile(finished / "short.yaml", tmp_path / "short.yaml")
+    weights = (tmp_path / "made/checkpoints/stage4/final/model.safetensors").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "made" / "export")
+    (tmp_path / "made" / "quickstart.tmp").write_text('{"seco')
+    done = run(tmp_path)
+    assert done.stdout.splitlines()[-1] == "MADE", done.stderr
+    assert (tmp_path / "made" / "export" / "config.json").is_file()
+    assert (tmp_path / "made" / "checkpoints/stage4/final/model.safetensors").stat().st_mtime_ns == weights
+    assert (tmp_path / "made" / "report.md").read_text().count("## Training") == 1
 
 
 @pytest.mark.slow
