@@ -104,6 +104,8 @@ def _export(folder: Path, report: Any, say: Say) -> None:
 
 def _append_report(folder: Path, facts: dict[str, Any]) -> None:
     """The training half of report.md: loss before and after each stage on held-out items, and where everything lies."""
+    from pipeline.report import ADDED
+
     lines = [
         "",
         "## Training",
@@ -118,7 +120,8 @@ def _append_report(folder: Path, facts: dict[str, Any]) -> None:
     lines += ["", f"Seconds: {', '.join(f'{k} {v}' for k, v in facts['seconds'].items())}.", ""]
     lines += ["", *where_everything_lies(folder), ""]
     report = folder / "report.md"
-    report.write_text(report.read_text("utf-8") + "\n".join(lines), "utf-8")
+    ledgers, _, _ = report.read_text("utf-8").partition(ADDED)
+    report.write_text(ledgers + ADDED + "\n".join(lines), "utf-8")
 
 
 def where_everything_lies(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from pipeline.ledger import Ledger
 from pipeline.query import connect
 from pipeline.recipe import Recipe
 
+ADDED = "\n<!-- what follows is not from the ledger; it stays when the report is made anew -->\n"
 VERDICTS = ("kept", "rejected", "errored", "split", "pending")
 
 
@@ -52,9 +53,11 @@ def report(ledger: Ledger, recipe: Recipe) -> dict[str, Any]:
 
 
 def write_report(ledger: Ledger, found: dict[str, Any]) -> None:
-    """report.json and report.md in the run directory."""
+    """report.json and report.md in the run directory. What somebody added to report.md below the line ADDED stays."""
+    old = ledger.store.read("report.md").decode() if ledger.store.exists("report.md") else ""
+    _, line, added = old.partition(ADDED)
     ledger.store.put_replace("report.json", (json.dumps(found, indent=1, sort_keys=True) + "\n").encode())
-    ledger.store.put_replace("report.md", to_markdown(found).encode())
+    ledger.store.put_replace("report.md", (to_markdown(found) + line + added).encode())
 
 
 def to_markdown(found: dict[str, Any]) -> str:

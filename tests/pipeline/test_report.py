@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.ledger import open_ledger
 from pipeline.recipe import load_run_recipe
-from pipeline.report import report, to_markdown, write_report
+from pipeline.report import ADDED, report, to_markdown, write_report
 from shards.sample import uid_of
 
 
@@ -33,6 +33,17 @@ def test_the_report_says_what_became_of_everything(rich_run: Path) -> None:
     text = (rich_run / "run/report.md").read_text()
     assert "7 kept + 2 rejected + 2 errored + 0 split + 0 pending = 11 inputs" in text
     assert f"| rejected | size | size: width >= 100 | 1 | `{uid_of('pics', '000.jpg')[:12]}` |" in text
+
+
+def test_what_was_added_below_stays(rich_run: Path) -> None:
+    ledger = open_ledger(str(rich_run / "run"))
+    found = report(ledger, load_run_recipe(ledger.store))
+    write_report(ledger, found)
+    path = rich_run / "run/report.md"
+    path.write_text(path.read_text() + ADDED + "## Training\n")
+    write_report(ledger, found)
+    assert path.read_text() == to_markdown(found) + ADDED + "## Training\n"
+    path.write_text(to_markdown(found))
 
 
 def test_every_row_of_a_table_has_its_columns() -> None:
