@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+
 from shards.errors import ConfigError, FoveaError, ProfileError
 from shards.profile import Profile, load_profile
 
@@ -28,6 +30,8 @@ def refuse_unfit(config: TrainingConfig, stages: Sequence[int], dataset: Dataset
 
     index = dataset.index(split=TRAIN_SPLIT)
     held_out = dataset.index(split=config.held_out) if has_items(dataset, config.held_out) else None
+    if held_out is not None:
+        held_out = held_out.filter(pc.field("task") != "")  # a sample without items has a row too, and no measure
     for number in stages:
         stage = config.stages[number]
         try:
