@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def layout_of(recipe: Recipe) -> Layout:
 
 def publish(judge: Judge, counts: dict[str, int], progress: Callable[[str, int, int], None]) -> Published:
     """Write what is kept now as a version of the dataset; nothing if the newest version is that already. All segments must be judged."""
+    began = time.monotonic()
     ledger, recipe = judge.ledger, judge.recipe
     path = dataset_url(ledger, recipe)
     store = open_store(path)
@@ -78,6 +80,7 @@ def publish(judge: Judge, counts: dict[str, int], progress: Callable[[str, int, 
     _kept(judge, layout)
     state = _state(judge, layout, counts)
     if old is not None and old.version == digest_of(state, old.previous):
+        store.sweep(time.monotonic() - began)
         return Published(old.version, path, 0, len(old.shards), 0, sum(s.samples for s in old.shards))
     # Which tars are reused hangs on what was there before, so a state that comes back is still another version.
     version = digest_of(state, old.version if old is not None else None)
@@ -97,6 +100,7 @@ def publish(judge: Judge, counts: dict[str, int], progress: Callable[[str, int, 
         counts=counts,
     )
     save_manifest(store, manifest)
+    store.sweep(time.monotonic() - began)  # a killed run leaves half a tar, or a second name of a whole file
     reindexed = sum(1 for _, new in reused if new)
     return Published(version, path, len(infos), len(reused), reindexed, sum(s.samples for s in shards))
 

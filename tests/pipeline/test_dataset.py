@@ -12,6 +12,7 @@ import webdataset
 from pipeline.dataset import _shards
 from pipeline.scan import Changes
 from shards.reader import Dataset
+from shards.store import open_store
 from shards.verify import verify
 from tests.pipeline.small import ask, files_of, picture, pictures, recipe, run, talk, texts
 
@@ -181,3 +182,21 @@ def test_a_kill_between_placements_and_manifest_loses_nobody(tmp_path: Path, mon
     assert (again.calls, again.dataset.samples if again.dataset else 0) == ({}, 5)
     assert len(list(Dataset.open(str(tmp_path / "run/dataset")).samples())) == 5
     assert verify(str(tmp_path / "run/dataset")) == []
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_what_a_killed_task_left_is_gone_when_the_manifest_is_there(tmp_path: Path) -> None:
+    pictures(tmp_path / "pics", 2)
+    path = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, [{"keep": "key <> 'none'"}])
+    first = run(path, tmp_path / "run").dataset
+    assert first is not None
+    expected = files_of(tmp_path / "run/dataset")
+    shutil.rmtree(tmp_path / "run/dataset")
+    for again in range(2):  # when the version is written, and when it is there already
+        store = open_store(tmp_path / "run/dataset")
+        store.put_new("note", b"a file of somebody else")
+        store.tmp_path().write_bytes(b"half a tar")
+        outcome = run(path, tmp_path / "run").dataset
+        assert outcome is not None
+        assert (outcome.version, outcome.written) == (first.version, 1 - again)
+        assert {k: v for k, v in files_of(tmp_path / "run/dataset").items() if k != "note"} == expected
