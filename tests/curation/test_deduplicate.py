@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from curation.deduplicate import STEP, What, order_columns, reduce
+from curation.deduplicate import STEP, What, reduce
+from curation.ordering import order_columns
 from curation.probe import phash
 from shards.sample import media_kind
 
