@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
+from curation.models import Model
 from shards.errors import RecipeError, SampleError
 from shards.media import Limits
 from shards.sample import MediaRef, Sample, digest_of
@@ -94,6 +95,9 @@ class Step:
     identity   What -> JSON value that stands for it in the step digest, where fields are paths: the digest of what lies there.
                May read files, so it is called after `check`. Default: the What's own fields.
     check      What -> None; raises RecipeError-worthy ValueError for values that cannot work. Runs before Ray starts.
+    models     What -> the models that `open` loads (docs/models.md): shown with their size before a run, and a hub's id is pinned to a
+               commit, which goes into the What (`Model.field`) and so into the digest. Called after `check`; downloads nothing.
+    served     How -> whether a server that this How names has the models, so that nothing is pinned or loaded here. Default: never.
     """
 
     version: int
@@ -110,6 +114,8 @@ class Step:
     implied: Callable[[Any], str | None] | None = None
     identity: Callable[[Any], Any] | None = None
     check: Callable[[Any], None] | None = None
+    models: Callable[[Any], Sequence[Model]] | None = None
+    served: Callable[[Any], bool] | None = None
 
 
 def find_step(op: str) -> Step:
