@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from curation import hub
+from curation import fetch, hub
 from curation.hub import MODEL_FILES
 from curation.weights import digest_of_files, file_sha256
 from shards.errors import InfrastructureError
@@ -28,6 +28,7 @@ __all__ = [
     "download_size",
     "folder_identity",
     "kind_of",
+    "local_file",
     "local_folder",
     "model_identity",
     "refuse_remote_code",
@@ -111,6 +112,22 @@ def local_folder(
     return folder
 
 
+def local_file(model: str, sha256: str = "") -> Path:
+    """A single file: a path as it is, a URL downloaded once into the cache (`cache_dir`), under a bound. sha256: what it must have; "" = any.
+
+    Raises InfrastructureError: not there, no network, other content.
+    """
+    kind = kind_of(model)
+    if kind == "url":
+        return fetch.fetched(model, sha256, cache_dir() / "files")
+    path = Path(model).expanduser().absolute()
+    if not path.is_file():
+        raise InfrastructureError(f"model file {path} is not there; give the path of one that every node can read")
+    if sha256 and (found := file_sha256(path)) != sha256.lower():
+        raise InfrastructureError(f"model file {path} is another than the recipe says: its sha256 is {found}, expected is {sha256}")
+    return path
+
+
 def missing_files(folder: Path, needs: Sequence[str]) -> list[str]:
     """Names of files that a model's folder lacks: of `needs`, and of the parts that an index of its weights (*.index.json) lists."""
     missing = [name for name in needs if not (folder / name).is_file()]
@@ -154,8 +171,10 @@ def folder_identity(path: str | Path) -> str:
     return digest_of_files(Path(path).expanduser().absolute())
 
 
-def model_identity(model: str, revision: str = "") -> list[str]:
-    """What stands for a model in a step's digest: content for what lies on disk, id and revision for the hub's, the name else."""
+def model_identity(model: str, revision: str = "", sha256: str = "") -> list[str]:
+    """What stands for a model in a step's digest: content for what lies on disk (and for a URL whose sha256 is given), id and revision
+    for the hub's, the name else. Raises InfrastructureError for what is not there.
+    """
     kind = kind_of(model)
     if kind == "folder":
         return ["folder", folder_identity(model)]
@@ -163,12 +182,17 @@ def model_identity(model: str, revision: str = "") -> list[str]:
         return ["folder", folder_identity(_package_folder(model.removeprefix("package:")))]
     if kind == "file":
         return ["file", file_sha256(Path(model).expanduser())]
+    if kind == "url" and sha256:
+        return ["file", sha256.lower()]
     return [kind, model, revision]
 
 
 def download_size(model: str, revision: str = "", wants: Sequence[str] = MODEL_FILES) -> int | None:
-    """Bytes that a hub's model has in files of these patterns; None where the hub cannot be asked, and for what is no hub id."""
-    if kind_of(model) != "hub":
+    """Bytes that a hub's model has in files of these patterns, or a URL's file; None where the hub or server does not say."""
+    kind = kind_of(model)
+    if kind == "url":
+        return fetch.file_size(model)
+    if kind != "hub":
         return None
     try:
         return hub.download_bytes(model, revision, wants)
