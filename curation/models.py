@@ -113,7 +113,7 @@ def local_folder(
 
 
 def local_file(model: str, sha256: str = "") -> Path:
-    """A single file: a path as it is, a URL downloaded once into the cache (`cache_dir`), under a bound. sha256: what it must have; "" = any.
+    """A single file: a path as it is, a URL downloaded once into `cache_dir`, under a bound. sha256: what it must have, "" = any.
 
     Raises InfrastructureError: not there, no network, other content.
     """
