@@ -2,77 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
+from curation.compose_captions import caption_columns, caption_of_picture, caption_of_sample, check_captions, said
+from curation.compose_charts import Chart, record_chart
+from curation.compose_ocr import Line, box_text, boxed, ocr_answer, recognised_lines
+from curation.compose_prompts import PROMPTS, check_prompts, question
+from curation.compose_regions import Form, Region, Unit, chosen, line_regions, record_regions
 from curation.conversations import from_llava
 from curation.step import ALL_KINDS, Column, How, Row, SampleView, Step
 from curation.view import each
 from shards.items import Item, Message, Part, items_to_json
 from shards.sample import digest_of
+from shards.sources.texts import look_up
 
-PROMPTS: dict[str, tuple[str, ...]] = {
-    "short_caption": (
-        "Describe this image in one sentence.",
-        "What does this image show? Answer briefly.",
-        "Write a short caption for this image.",
-    ),
-    "ocr": (
-        "Describe this image and list the texts in it with their boxes.",
-        "What does this image show, and where does it say what?",
-    ),
-    "document": (
-        "Write down the text of this image in reading order.",
-        "What does this page say? Give its text in reading order.",
-    ),
-    "multi_image": (
-        "Describe these images.",
-        "What do these images show?",
-    ),
-    "video": (
-        "Describe this video in one sentence.",
-        "What happens in this video? Answer briefly.",
-    ),
-}
-CONVERSATIONS = ("vqa", "multi_image", "video", "text")  # tasks that a ready conversation may have, by its media
-COMPOSED = ("short_caption", "ocr", "document", "vqa", "multi_image", "text", "video")
+__all__ = ["COMPOSED", "PROMPTS", "STEP", "What", "compose"]
+
+COMPOSED = (
+    "short_caption",
+    "detailed_caption",
+    "ocr",
+    "document",
+    "chart",
+    "region",
+    "grounding",
+    "vqa",
+    "multi_image",
+    "text",
+    "video",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class What:
     """tasks               tasks to make items of; a sample gives those that it has the texts for.
     prompts             task -> questions to choose from, instead of PROMPTS; which one a sample gets is a hash of its uid.
+    captions            task -> columns its caption comes from, the first that is not NULL or empty; "caption" is the sample's own.
+    max_caption_chars   a longer caption is the sample's error: it is runaway output, or no caption.
     ocr                 prefix of the OCR step whose columns are read, without the underscore ("ocr"); "" = transcriptions alone are used.
     min_ocr_confidence  recognised lines below it are left out (0..1).
     document_lines      a picture with so many recognised lines is a document (its text in reading order), with fewer a scene with texts.
-    box_scale           boxes are integers 0..box_scale-1 of the picture's width and height: left, top, right, bottom.
+    kind                column with what a picture is ("kind_label"); "" = none. Where it has a value, that decides and not the number of
+                        lines.
+    document_kinds      its values that mean a document. chart_kinds: those that mean a chart.
+    chart               field of the record that marks a chart or says what is in it (curation/compose_charts.py); "" = none.
+    regions             field of the record that lists regions (curation/compose_regions.py); "" = none.
+    boxes, box_form     unit and form of those boxes. Pixels need the columns width and height that probe writes.
+    ocr_regions         true: recognised lines are regions too ("what is written in …?", "where does it say …?"). Ours, not the report's.
+    max_regions         so many regions of a picture become items, chosen by a hash of its uid.
+    box_scale           boxes are written as integers 0..box_scale-1 of the picture's width and height: left, top, right, bottom.
     """
 
     tasks: tuple[str, ...] = COMPOSED
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    captions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    max_caption_chars: int = 16_384
     ocr: str = ""
     min_ocr_confidence: float = 0.5
     document_lines: int = 12
+    kind: str = ""
+    document_kinds: tuple[str, ...] = ("document",)
+    chart_kinds: tuple[str, ...] = ("chart",)
+    chart: str = ""
+    regions: str = ""
+    boxes: Unit = "shares"
+    box_form: Form = "corners"
+    ocr_regions: bool = False
+    max_regions: int = 8
     box_scale: int = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A recognised line of text and its box: left, top, right, bottom as shares (0..1) of the picture."""
-
-    text: str
-    box: tuple[float, float, float, float]
+Made = tuple[str, tuple[Message, ...]]  # task, messages
 
 
 def compose(what: What, view: SampleView) -> list[Item]:
     """The items of one sample, in the order of `what.tasks`; `n` counts within a task. No texts, no items.
 
-    Raises SampleError for a conversation that does not fit its media (see `curation.conversations.from_llava`).
+    Raises SampleError for a conversation that does not fit its media, a caption without end, and an annotation that cannot be read.
     """
-    made = list(_items(what, view))
+    made = list(_of_sample(what, view))
     items: list[Item] = []
     for task in dict.fromkeys(what.tasks):
         messages = [m for name, m in made if name == task]
@@ -80,67 +92,125 @@ def compose(what: What, view: SampleView) -> list[Item]:
     return items
 
 
-def _items(what: What, view: SampleView) -> Iterator[tuple[str, tuple[Message, ...]]]:
+def _of_sample(what: What, view: SampleView) -> Iterator[Made]:
     sample, texts = view.sample, view.sample.texts
     kinds = [medium.kind for medium in sample.media]
-    media = tuple(Part(kind, media=number) for number, kind in enumerate(kinds))
+    if not all(kind in ("image", "video") for kind in kinds):
+        return  # a file that a splitter has still to take apart
     spoken = "text" if not kinds else "video" if "video" in kinds else "vqa" if len(kinds) == 1 else "multi_image"
-    described = "short_caption" if spoken == "vqa" else spoken
-
-    def asked(task: str, answer: str) -> tuple[str, tuple[Message, ...]]:
-        question = Part("text", text=_prompt(what, sample.uid, task))
-        return task, (Message("user", (*media, question)), Message("assistant", (Part("text", text=answer),)))
-
+    chart = _chart(what, view) if spoken == "vqa" else None
+    if chart is not None:
+        spoken = "chart"
     if texts.conversations and spoken in what.tasks:
         messages = from_llava(texts.conversations, kinds)
         if messages:
             yield spoken, messages
-    if not kinds:
-        if _said(texts.text):
-            yield "text", (Message("assistant", (Part("text", text=_said(texts.text)),)),)
-        return
-    caption, transcription = _said(texts.caption), _said(texts.transcription)
-    if caption:
-        yield asked(described, caption)
-    if spoken != "vqa":
-        return
-    lines = recognised_lines(what, view.columns)
-    dense = len(lines) >= what.document_lines
-    if transcription:
-        yield asked("document", transcription)
-    elif dense:
-        yield asked("document", "\n".join(line.text for line in lines))
-    if lines and not dense:
-        yield asked("ocr", ocr_answer(caption, [_boxed(line, what.box_scale) for line in lines]))
+    if not kinds and said(texts.text):
+        yield "text", (Message("assistant", (Part("text", text=said(texts.text)),)),)
+    if spoken in ("video", "multi_image") and spoken in what.tasks:
+        caption = caption_of_sample(what.captions, spoken, texts, view.columns, what.max_caption_chars)
+        if caption:
+            parts = tuple(Part(medium.kind, media=number) for number, medium in enumerate(sample.media))
+            yield spoken, _asked(parts, question(what.prompts, spoken, sample.uid), caption)
+    for number, kind in enumerate(kinds):
+        if kind == "image":
+            yield from _of_picture(what, view, number, chart)
+
+
+def _of_picture(what: What, view: SampleView, number: int, chart: Chart | None) -> Iterator[Made]:
+    """The items about one picture. What is known of the sample as a whole is known of a picture only where it is the only medium."""
+    uid, texts, columns = view.sample.uid, view.sample.texts, view.columns
+    alone = len(view.sample.media) == 1
+    place = () if alone else (number,)
+    part = (Part("image", media=number),)
+
+    def asked(task: str, key: str, answer: str) -> Made:
+        return task, _asked(part, question(what.prompts, key, uid, *place), answer)
+
+    def caption(task: str) -> str:
+        return caption_of_picture(what.captions, task, texts, columns, number, alone, what.max_caption_chars) if task in what.tasks else ""
+
+    transcription = said(texts.transcription) if alone else ""
+    if chart is not None:
+        yield from _of_chart(chart, part, caption("chart"), transcription, asked)
+    elif short := caption("short_caption"):
+        yield asked("short_caption", "short_caption", short)
+    if detailed := caption("detailed_caption"):
+        yield asked("detailed_caption", "detailed_caption", detailed)
+    lines = recognised_lines(columns, what.ocr, number, what.min_ocr_confidence)
+    dense = _is_document(what, view, number, lines)
+    if chart is None and transcription:
+        yield asked("document", "document", transcription)
+    elif chart is None and dense and lines:
+        yield asked("document", "document", "\n".join(line.text for line in lines))
+    if lines and not dense and (listed := boxed(lines, what.box_scale)):
+        yield asked("ocr", "ocr", ocr_answer(caption("ocr"), listed))
     elif transcription and not lines and "document" not in what.tasks:
-        yield asked("ocr", ocr_answer(caption, [line.strip() for line in transcription.splitlines() if line.strip()]))
+        listed = [line.strip() for line in transcription.splitlines() if line.strip()]
+        yield asked("ocr", "ocr", ocr_answer(caption("ocr"), listed))
+    for n, region in enumerate(_regions(what, view, number, lines)):
+        yield from _of_region(what, uid, part, region, (number, n))
 
 
-def ocr_answer(caption: str, texts: Sequence[str]) -> str:
-    """`{caption}. The texts in this image are {text1}<box>[{bbox}]</box>, …` (VideoLLaMA3 report, stage 2), without what is missing."""
-    listed = f"The texts in this image are {', '.join(texts)}"
-    if not caption:
-        return listed
-    return f"{caption} {listed}" if caption[-1] in ".!?。！？" else f"{caption}. {listed}"
+def _of_chart(
+    chart: Chart, part: tuple[Part, ...], caption: str, transcription: str, asked: Callable[[str, str, str], Made]
+) -> Iterator[Made]:
+    for said_of_it in dict.fromkeys(text for text in (transcription, chart.text) if text):
+        yield asked("chart", "chart_text", said_of_it)
+    if caption:
+        yield asked("chart", "chart", caption)
+    for asks, answer in chart.questions:
+        yield "chart", _asked(part, asks, answer)
 
 
-def recognised_lines(what: What, columns: Mapping[str, Any]) -> list[Line]:
-    """The lines an OCR step read in the sample's first medium, in its reading order; none where it has no row."""
-    found = columns.get(f"{what.ocr}_lines") if what.ocr else None
-    lines = []
-    for line in (found[0] or []) if found else []:
-        if line["confidence"] >= what.min_ocr_confidence and line["text"].strip():
-            xs, ys = line["polygon"][0::2], line["polygon"][1::2]
-            lines.append(Line(line["text"].strip(), (min(xs), min(ys), max(xs), max(ys))))
-    return lines
+def _of_region(what: What, uid: str, part: tuple[Part, ...], region: Region, place: tuple[int, int]) -> Iterator[Made]:
+    kind = "_ocr" if region.read else ""
+    one = region.boxes[int(digest_of(uid, "box", *place), 16) % len(region.boxes)]
+    asks = question(what.prompts, f"region{kind}", uid, *place, box=box_text(one, what.box_scale))
+    yield "region", _asked(part, asks, region.text)
+    asks = question(what.prompts, f"grounding{kind}", uid, *place, text=region.text)
+    yield "grounding", _asked(part, asks, ", ".join(box_text(box, what.box_scale) for box in region.boxes))
 
 
-def _boxed(line: Line, scale: int) -> str:
-    return f"{line.text}<box>[{', '.join(str(min(max(int(edge * scale), 0), scale - 1)) for edge in line.box)}]</box>"
+def _regions(what: What, view: SampleView, number: int, lines: Sequence[Line]) -> list[Region]:
+    if not _wants_regions(what):
+        return []
+    columns, alone = view.columns, len(view.sample.media) == 1
+    sides = [columns.get(name) or () for name in ("width", "height")] if what.boxes == "pixels" else []
+    size = (sides[0][number], sides[1][number]) if sides and all(number < len(side) for side in sides) else None
+    value = look_up(view.sample.texts.meta, what.regions) if what.regions else None
+    found = record_regions(value, what.regions, number, alone, what.boxes, what.box_form, size)
+    found += line_regions(lines) if what.ocr_regions else []
+    return chosen(found, what.max_regions, view.sample.uid, number)
 
 
-def _said(text: str | None) -> str:
-    return text.strip() if text else ""
+def _chart(what: What, view: SampleView) -> Chart | None:
+    """What is known of the sample's only picture as a chart; None where it is none, or no charts are asked for."""
+    if "chart" not in what.tasks:
+        return None
+    given = record_chart(look_up(view.sample.texts.meta, what.chart), what.chart) if what.chart else None
+    labelled = _label(what, view, 0) in what.chart_kinds
+    return given or (Chart() if labelled else None)
+
+
+def _is_document(what: What, view: SampleView, number: int, lines: Sequence[Line]) -> bool:
+    label = _label(what, view, number)
+    return len(lines) >= what.document_lines if label is None else label in what.document_kinds
+
+
+def _label(what: What, view: SampleView, number: int) -> str | None:
+    value = view.columns.get(what.kind) if what.kind else None
+    if isinstance(value, (list, tuple)):
+        return value[number] if number < len(value) else None
+    return value
+
+
+def _asked(media: tuple[Part, ...], text: str, answer: str) -> tuple[Message, ...]:
+    return Message("user", (*media, Part("text", text=text))), Message("assistant", (Part("text", text=answer),))
+
+
+def _wants_regions(what: What) -> bool:
+    return ("region" in what.tasks or "grounding" in what.tasks) and bool(what.regions or what.ocr_regions)
 
 
 def _unicode(text: str) -> str:
@@ -150,11 +220,6 @@ def _unicode(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def _prompt(what: What, uid: str, task: str) -> str:
-    prompts = what.prompts.get(task) or PROMPTS[task]
-    return prompts[int(digest_of(uid, task), 16) % len(prompts)]
 
 
 def _open(what: What, how: How) -> Callable[[Sequence[SampleView]], Sequence[Any]]:
@@ -174,26 +239,31 @@ def _columns(what: What) -> list[Column]:
 
 
 def _reads(what: What) -> list[str]:
-    return ["media", "texts", *([f"{what.ocr}_lines"] if what.ocr else [])]
+    read = ["media", "texts", *caption_columns(what.captions, what.tasks)]
+    read += [f"{what.ocr}_lines"] if what.ocr else []
+    read += [what.kind] if what.kind else []
+    read += ["width", "height"] if what.regions and what.boxes == "pixels" and _wants_regions(what) else []
+    return list(dict.fromkeys(read))
 
 
 def _check(what: What) -> None:
     unknown = [task for task in what.tasks if task not in COMPOSED]
     if unknown or not what.tasks:
         raise ValueError(f"tasks: {unknown or 'none'}; compose makes {', '.join(COMPOSED)}")
-    for task, prompts in what.prompts.items():
-        if task not in PROMPTS:
-            raise ValueError(f"prompts: {task!r} takes none; prompts are for {', '.join(PROMPTS)}")
-        if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
-            raise ValueError(f"prompts: {task}: give at least one question, none of them empty")
+    check_prompts(what.prompts)
+    check_captions(what.captions)
     if not 0 <= what.min_ocr_confidence <= 1:
         raise ValueError(f"min_ocr_confidence: {what.min_ocr_confidence} is outside 0..1")
     if what.document_lines < 1 or what.box_scale < 2:
         raise ValueError("document_lines is at least 1 and box_scale at least 2")
+    if what.max_caption_chars < 1 or what.max_regions < 1:
+        raise ValueError("max_caption_chars and max_regions are at least 1")
+    if what.ocr_regions and not what.ocr:
+        raise ValueError("ocr_regions: they are recognised lines, so `ocr` must name the prefix of an OCR step")
 
 
 STEP = Step(
-    version=1,
+    version=2,
     level="sample",
     applies=ALL_KINDS,
     prefix="",
