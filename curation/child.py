@@ -53,7 +53,8 @@ def main(descriptor: int, parent: int) -> int:
 
 def _header(chunk: Chunk) -> dict[str, Any]:
     costs = {digest: asdict(cost) for digest, cost in chunk.costs.items()}
-    return {"type": "done", "rows": list(chunk.rows), "wide": list(chunk.wide), "costs": costs}
+    failure = None if chunk.failure is None else [str(chunk.failure), chunk.failure.retryable]
+    return {"type": "done", "rows": list(chunk.rows), "wide": list(chunk.wide), "costs": costs, "failure": failure}
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:

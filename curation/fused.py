@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,23 +21,24 @@ from curation.rows import (
 )
 from curation.rules import judge, rule_from_json
 from curation.step import Result
+from curation.tries import as_infrastructure, tried
 from curation.view import MediaView, Member, Room, SampleView, member_of
 from shards.errors import InfrastructureError, LimitError, SampleError, SourceError
 from shards.sample import content_fingerprint
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EIO, errno.EDQUOT}
 UNREADABLE = "stamp:"  # content of media whose bytes cannot be read: this and their cheap stamp
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Results of one chunk; `by digest` tables have the schemas of `row_schema`."""
+    """Results of one chunk; `by digest` tables have the schemas of `row_schema`. failure: what ended it; the steps before are whole."""
 
     rows: dict[str, pa.Table] = field(default_factory=dict)
     wide: dict[str, pa.Table] = field(default_factory=dict)
     contents: pa.Table = field(default_factory=CONTENTS_SCHEMA.empty_table)
     onward: pa.Table | None = None
     costs: dict[str, StepCost] = field(default_factory=dict)
+    failure: InfrastructureError | None = None
 
 
 class Group:
@@ -55,7 +55,7 @@ class Group:
     def run(self, table: pa.Table, stop: int | None = None) -> Chunk:
         """table: rows of a work table. `stop`: run only the calls before this place, but identify the media that the call there reads.
 
-        Raises StepBug and InfrastructureError. What belongs to a sample is in the rows.
+        Raises StepBug. What belongs to a sample is in the rows; an error of the infrastructure is `failure`, and nothing goes onward.
         """
         chunk = Chunk()
         members = [member_of(self.room, i, row) for i, row in enumerate(table.to_pylist())]
@@ -77,6 +77,10 @@ class Group:
                 for member in members:
                     if member.alive and member.content is None and member.view.media:
                         self._identify(member, contents)
+        except InfrastructureError as error:
+            chunk.failure = error
+            for member in members:
+                member.alive = False
         finally:
             self.room.step = -1
             self.room.clear()
@@ -151,31 +155,37 @@ class Group:
         return answers
 
     def _call(self, place: int, bound: BoundStep, inputs: Sequence[MediaView | SampleView], cost: StepCost) -> Sequence[Result]:
-        room = self.room
-        function = self._functions.get(place)
-        if function is None:
-            room.mark(opening=True)
-            assert bound.step.open is not None
-            try:
-                function = self._functions[place] = bound.step.open(bound.what, bound.how)
-            except Exception as error:
-                raise InfrastructureError(f"step {bound.call.name!r} cannot start: {error}\n{traceback.format_exc()}") from error
-        room.begin(len(inputs))
+        if place not in self._functions:
+            self._functions[place] = tried(lambda: self._open(bound))
+        results = tried(lambda: self._once(self._functions[place], bound, inputs, cost))
+        cost.calls += len(inputs)
+        return checked(bound, inputs, results)
+
+    def _open(self, bound: BoundStep) -> Callable[[Sequence[Any]], Sequence[Result]]:
+        self.room.mark(opening=True)
+        assert bound.step.open is not None
+        try:
+            return bound.step.open(bound.what, bound.how)
+        except Exception as error:
+            where = f"step {bound.call.name!r} cannot start"
+            found = as_infrastructure(error, where) or InfrastructureError(f"{where}: {error}\n{traceback.format_exc()}")
+            raise found from error
+
+    def _once(
+        self, function: Callable[[Sequence[Any]], Sequence[Result]], bound: BoundStep, inputs: Sequence[Any], cost: StepCost
+    ) -> Sequence[Result]:
+        self.room.begin(len(inputs))
         begin = time.perf_counter()
         try:
-            results = function(inputs)
-        except (MemoryError, ConnectionError, InfrastructureError) as error:
-            raise InfrastructureError(f"step {bound.call.name!r}: {type(error).__name__}: {error}") from error
+            return function(inputs)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                raise InfrastructureError(f"step {bound.call.name!r}: {error}") from error
+            if (found := as_infrastructure(error, f"step {bound.call.name!r}")) is not None:
+                raise found from error
             hint = " (a step returns a sample's error as its answer, it does not raise it)" if isinstance(error, SampleError) else ""
             raise bug(bound, inputs, f"raised {type(error).__name__}: {error}{hint}\n{traceback.format_exc()}") from error
         finally:
-            room.begin(1)
-        cost.seconds += time.perf_counter() - begin
-        cost.calls += len(inputs)
-        return checked(bound, inputs, results)
+            cost.seconds += time.perf_counter() - begin
+            self.room.begin(1)
 
     def _identify(self, member: Member, contents: list[dict[str, Any]]) -> str | None:
         """Gives a member its content fingerprint. Returns the error message when some bytes cannot be read."""

@@ -9,7 +9,7 @@ medium was in hand is tried alone, otherwise the halves are, until one sample is
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -85,13 +85,30 @@ class GroupRunner:
         Raises StepBug for a bug in a step; InfrastructureError where a child cannot start, a model cannot load, or disk, network or
         memory fail.
         """
+        result, failure = self.run_kept(batch)
+        if failure is not None:
+            raise failure
+        return result
+
+    def run_kept(
+        self, batch: pa.Table, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[GroupResult, StepBug | InfrastructureError | None]:
+        """As `run`, but what was done before an error comes with it. `stopped`: asked before each chunk; true ends the unit there."""
         opened, crashes = self._sandbox.opened, self._crashes
         chunks: list[Chunk] = []
+        failure: StepBug | InfrastructureError | None = None
         for start, length in self._cut(batch):
-            chunks += self._solve(batch.slice(start, length))
+            if failure is not None or stopped():
+                break
+            try:
+                chunks += self._solve(batch.slice(start, length))
+            except (StepBug, InfrastructureError) as error:
+                failure = error
+            else:
+                failure = next((chunk.failure for chunk in chunks if chunk.failure is not None), None)
         result = self._merge(batch, chunks, in_order=crashes == self._crashes)
         result.media_opened, result.crashes = self._sandbox.opened - opened, self._crashes - crashes
-        return result
+        return result, failure
 
     def _cut(self, batch: pa.Table) -> list[tuple[int, int]]:
         """(start, length) of the chunks."""
@@ -133,7 +150,9 @@ class GroupRunner:
         contents, onward, *stored = tables
         rows, wide = stored[: len(header["rows"])], stored[len(header["rows"]) :]
         costs = {digest: StepCost(**cost) for digest, cost in header["costs"].items()}
-        return Chunk(dict(zip(header["rows"], rows, strict=True)), dict(zip(header["wide"], wide, strict=True)), contents, onward, costs)
+        failure = InfrastructureError(*header["failure"]) if header["failure"] else None
+        by_rows, by_wide = dict(zip(header["rows"], rows, strict=True)), dict(zip(header["wide"], wide, strict=True))
+        return Chunk(by_rows, by_wide, contents, onward, costs, failure)
 
     def _bury(self, job: pa.Table, crash: Crash) -> Chunk:
         """The results of a sample that kills its child: what the steps before the deadly one say, then the error row of that step."""

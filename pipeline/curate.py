@@ -188,6 +188,14 @@ def _annotate(judge: Judge, segment: Segment, outcome: Outcome, progress: Progre
             committer.add(header, tables)
             progress(what, done, waiting)
             _check_errors(limits, errors, done)
+    except InfrastructureError as error:
+        committer.flush()
+        judge.judge(segment)
+        left = _pending(judge, segment)
+        raise InfrastructureError(
+            f"{error}\n{waiting - left:,} of the {waiting:,} samples that waited for {what} are done and kept, {left:,} are pending; "
+            "what their earlier steps said is kept too. The same command goes on from there once the cause is mended"
+        ) from error
     finally:
         committer.flush()
     work.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +31,8 @@ ONWARD = "onward"
 class GroupActor:
     """Lives in a Ray actor; owns a GroupRunner, whose child process does the work. Crashes of samples stay below it."""
 
-    def __init__(self, program: str, limits: Mapping[str, Any], memory: int, folder: str):
+    def __init__(self, program: str, limits: Mapping[str, Any], memory: int, folder: str, flag: str):
+        self._stopped = Path(flag).exists
         if os.path.isdir(folder):
             os.chdir(folder)  # relative paths in a step's parameters start where the command does
         self._runner = GroupRunner(program_from_json(program), Limits(**limits), memory=memory)
@@ -48,8 +50,14 @@ class GroupActor:
             units = read_task(Task(**{k: _plain(v[0]) for k, v in batch.items()}))
             header["rows"] = int(batch["rows"][0])
         try:
-            if "failure" not in header:
-                answers += [self._runner.run(unit) for unit in units if unit.num_rows]
+            for unit in units:
+                if "failure" in header or self._stopped():
+                    break
+                if unit.num_rows:
+                    answer, failure = self._runner.run_kept(unit, self._stopped)
+                    answers.append(answer)
+                    if failure is not None:
+                        raise failure
         except FoveaError as error:
             header["failure"] = _failure(error)
         for answer in answers:
@@ -65,8 +73,11 @@ def stream(
 ) -> Iterator[tuple[dict[str, Any], dict[str, pa.Table]]]:
     """Run tasks through the pools; (header, tables by ledger table name) of each as it is done, in any order.
 
-    Raises the FoveaError that ended a worker's task, after its last answer, and InfrastructureError where Ray itself fails.
+    Raises the FoveaError that ended a worker's task, and InfrastructureError where Ray itself fails. After such an error the other workers
+    stop at the end of their chunk; what they have done till then is yielded first.
     """
+    flag = Path(f"{tasks[0].file}.stop")
+    flag.unlink(missing_ok=True)
     data = ray.data.from_items([asdict(t) for t in tasks], override_num_blocks=min(len(tasks), 5_000))
     for program, alone in pools:
         gpus = alone.how.gpus if alone else 0.0
@@ -78,6 +89,7 @@ def stream(
                 "limits": asdict(limits),
                 "memory": alone.how.memory if alone else 0,
                 "folder": os.getcwd(),
+                "flag": str(flag),
             },
             batch_size=1,
             batch_format="pyarrow" if program is not pools[0][0] else "numpy",
@@ -85,20 +97,25 @@ def stream(
             num_cpus=1 if len(pools) == 1 else 1 / len(pools),
             num_gpus=gpus or None,
         )
+    ended: dict[str, Any] | None = None
     for batch in cluster.ours(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)):
         for value in batch.column("payload"):
             header, tables = payload.decode(value.as_buffer().to_pybytes())
             failure = header.pop("failure", None)
             yield header, tables
-            if failure is not None:
-                raise _error(failure)
+            if failure is not None and ended is None:
+                ended = failure
+                flag.touch()
+    if ended is not None:
+        flag.unlink()
+        raise _error(ended)
 
 
 def _failure(error: FoveaError) -> dict[str, Any]:
     """An error as JSON; inverse of `_error`."""
     if isinstance(error, StepBug):
         return {"type": "StepBug", "arguments": [error.step, error.uids, error.what]}
-    return {"type": type(error).__name__, "arguments": [str(error)]}
+    return {"type": type(error).__name__, "arguments": [str(error)]}  # tried often enough below: not `retryable` any more
 
 
 def _error(failure: Mapping[str, Any]) -> FoveaError:

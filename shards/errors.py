@@ -58,7 +58,14 @@ class ConfigError(FoveaError):
 
 
 class InfrastructureError(FoveaError):
-    """Weights, network, disk or memory are missing: rows stay pending, the run ends with exit code ≠ 0."""
+    """Weights, network, disk or memory are missing: rows stay pending, the run ends with exit code ≠ 0.
+
+    retryable  whether another try a little later may help: a network that was away, never weights that are not there.
+    """
+
+    def __init__(self, message: str = "", retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
 
 
 class StepBug(FoveaError):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("FOVEA_RETRY_PAUSES", "0,0")  # another try comes as in a run, but at once
 
 
 @pytest.fixture(scope="session")
