@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from curation.encoders import load_encoder, parse_model, parse_weights
+from curation.ahead import run_model
+from curation.encoders import encoder_identity, load_encoder, parse_model, parse_weights
 from curation.step import Column, How, Result, Step
 from curation.view import MediaView
-from curation.weights import existing_path, file_sha256
-from shards.errors import InfrastructureError, SampleError
-
-if TYPE_CHECKING:
-    import torch
+from curation.weights import existing_path
+from shards.errors import SampleError
 
 IMAGE = frozenset({"image"})
 PRECISIONS = ("fp32", "bf16")
@@ -56,25 +53,11 @@ class EmbedHow(How):
 
 def _open(what: What, how: EmbedHow) -> Callable[[Sequence[MediaView]], Sequence[Result]]:
     encoder = load_encoder(what.model, what.weights, what.revision, what.precision, how.device)
+    finish = unit if what.normalise else lambda vectors: vectors
 
     def embed(views: Sequence[MediaView]) -> list[Result]:
-        import torch
-
-        results: list[Result | None] = [None] * len(views)
-        prepared: dict[int, torch.Tensor] = {}
-        for place, view in enumerate(views):
-            try:
-                prepared[place] = encoder.prepare(view.image())
-            except SampleError as error:
-                results[place] = error
-        if prepared:
-            try:
-                vectors = encoder.encode(torch.stack(list(prepared.values())))
-            except torch.OutOfMemoryError as error:
-                raise InfrastructureError(f"embed: {len(prepared)} pictures at once do not fit the device: lower `how: batch`") from error
-            for place, vector in zip(prepared, unit(vectors) if what.normalise else vectors, strict=True):
-                results[place] = {"embedding": vector.tolist()}
-        return [result for result in results if result is not None]
+        found = run_model(views, encoder.prepare, lambda pictures: finish(encoder.encode(pictures)))
+        return [vector if isinstance(vector, SampleError) else {"embedding": vector.tolist()} for vector in found]
 
     return embed
 
@@ -87,10 +70,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def _identity(what: What) -> dict[str, Any]:
     """What is read from disk stands for its path: the same weights elsewhere give the same rows."""
-    library, architecture = parse_model(what.model)
-    config = Path(architecture) / "open_clip_config.json"
     return {
-        "model": [library, file_sha256(config) if config.is_file() else architecture],
+        "model": encoder_identity(what.model, parse_weights(what.weights)),
         "weights": parse_weights(what.weights).identity(),
         "revision": what.revision,
         "precision": what.precision,
