@@ -1,0 +1,227 @@
+"""A text about each picture from a vision-language model: in this process, or behind a URL. Every reply is paid for once."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from curation.caption_cache import Cache, open_cache
+from curation.caption_reply import REFUSALS_VERSION, Reply, check_reply
+from curation.caption_request import Request, bounded, fill, places, reply_key
+from curation.models import Model, check_folder, kind_of, model_identity, refuse_remote_code
+from curation.step import Column, How, Result, Step
+from curation.view import MediaView
+from curation.weights import existing_path
+from shards.errors import SampleError
+from shards.paths import has_credentials
+
+IMAGE = frozenset({"image"})
+PRECISIONS = ("bf16", "fp32")
+# Each has `open_backend(what, how) -> Backend`.
+BACKENDS: Mapping[str, str] = {
+    "transformers": "curation.caption_transformers",
+    "openai": "curation.caption_openai",
+    "vllm": "curation.caption_vllm",
+}
+SERVERS = ("openai",)  # backends that ask a server: nothing is loaded here
+
+# Requests in, (place, answer) out as the answers come, each place once. The function given is called now and then while it waits or
+# computes: the process is alive. Raises InfrastructureError for what is no picture's fault.
+Backend = Callable[[Sequence[Request], Callable[[], None]], Iterator[tuple[int, Reply | SampleError]]]
+
+
+@dataclass(frozen=True, slots=True)
+class What:
+    """model           an id of the model hub, a directory, "package:<name>", or the name that a server knows it by ("gpt-4.1-mini").
+    revision        of a hub model: commit, branch or tag.
+    prompt          may hold {column} places, filled with what earlier steps wrote or with the sample's own texts ({caption}).
+    system          the system message; "" = none but the model's own.
+    max_new_tokens  of a reply; one that does not end by then is a runaway.
+    temperature     0 = the likeliest words. Above: drawn, by a seed of picture and prompt.
+    precision       bf16 or fp32: of weights and activations.
+    max_pixels      larger pictures are shrunk to so many.
+    max_chars       longer replies are errors. max_prompt_chars: so are longer prompts, places filled.
+    refusals        further regular expressions for the beginning of a reply that refuses, besides those that come with the step.
+    remote_code     whether a model may bring Python of its own, which is then run.
+    """
+
+    model: str = ""
+    revision: str = ""
+    prompt: str = "Describe this picture in one sentence."
+    system: str = ""
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    precision: str = "bf16"
+    max_pixels: int = 1_048_576
+    max_chars: int = 4_000
+    max_prompt_chars: int = 16_000
+    refusals: tuple[str, ...] = ()
+    remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", existing_path(self.model))
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionHow(How):
+    """backend      transformers: in this process · openai: any URL that speaks OpenAI's chat completions · vllm: docs/steps/caption.md.
+    device       of transformers: "auto" (CUDA where there is one), "cpu", "cuda:1".
+    url          of openai: up to and with /v1.
+    served_as    the model's name there; "" = as `model` says.
+    api_key_env  name of the environment variable that holds the key; "" = none.
+    concurrency  requests at once, of one actor.
+    requests_per_minute  of all actors of one node together; 0 = no limit.
+    timeout      seconds for one request.
+    retries      further tries of one request.
+    cache        where replies are kept: "" = below $FOVEA_CACHE or ~/.cache/fovea · a file's path · "off" · a URL (s3://…, file://…): a
+                 folder with one object a reply, for clusters.
+    """
+
+    batch: int = 16
+    backend: str = "transformers"
+    device: str = "auto"
+    url: str = ""
+    served_as: str = ""
+    api_key_env: str = ""
+    concurrency: int = 8
+    requests_per_minute: float = 0.0
+    timeout: float = 120.0
+    retries: int = 5
+    cache: str = ""
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend is {self.backend!r}; known are {', '.join(BACKENDS)}")
+        if self.backend in SERVERS and not re.match(r"https?://[^/]+", self.url):
+            raise ValueError(f"backend {self.backend} wants a `url`: http://host:8000/v1")
+        if self.url and self.backend not in SERVERS:
+            raise ValueError(f"backend {self.backend} asks no server; drop `url`, or write backend: openai")
+        if has_credentials(self.url) or has_credentials(self.cache):
+            raise ValueError("a URL holds credentials: take them out, and give the key by `api_key_env`")
+        if self.concurrency < 1 or self.timeout <= 0 or self.retries < 0 or self.requests_per_minute < 0:
+            raise ValueError("concurrency is at least 1, timeout above 0, retries and requests_per_minute 0 or more")
+
+
+def load_backend(what: What, how: CaptionHow) -> Backend:
+    """Raises InfrastructureError with the mend: weights or libraries missing, no key in the environment."""
+    backend: Backend = importlib.import_module(BACKENDS[how.backend]).open_backend(what, how)
+    return backend
+
+
+def _open(what: What, how: CaptionHow) -> Callable[[Sequence[MediaView]], Sequence[Result]]:
+    backend, cache, model = load_backend(what, how), open_cache(how.cache), _model(what)
+    return lambda views: answer(what, model, backend, cache, views)
+
+
+def answer(what: What, model: Sequence[str], backend: Backend, cache: Cache, views: Sequence[MediaView]) -> list[Result]:
+    """The rows of a batch. model: identity of the model, for the cache. The same question is asked once, however many ask it."""
+    results: dict[int, Result] = {}
+    prompts: dict[int, str] = {}
+    keys: dict[int, str] = {}
+    for place, view in enumerate(views):
+        try:
+            prompts[place] = fill(what.prompt, view.columns, what.max_prompt_chars)
+            keys[place] = reply_key(what, model, view.sha256(), prompts[place])
+        except SampleError as error:
+            results[place] = error
+    known = cache.get(list(dict.fromkeys(keys.values())))
+    asked: dict[str, list[int]] = {}
+    for place, key in keys.items():
+        if key in known:
+            results[place] = check_reply(what, known[key])
+        else:
+            asked.setdefault(key, []).append(place)
+    requests: list[Request] = []
+    waiting: list[str] = []
+    for key, askers in asked.items():
+        view = views[askers[0]]
+        try:
+            pixels = bounded(view.image(), what.max_pixels)
+        except SampleError as error:
+            results.update(dict.fromkeys(askers, error))
+            continue
+        requests.append(Request(view.sample.uid, view.sha256(), prompts[askers[0]], pixels))
+        waiting.append(key)
+    if requests:
+        for number, found in backend(requests, views[0].alive):
+            if isinstance(found, Reply):
+                cache.put(waiting[number], found)
+            result = check_reply(what, found) if isinstance(found, Reply) else found
+            results.update(dict.fromkeys(asked[waiting[number]], result))
+    return [results[place] for place in range(len(views))]
+
+
+def _model(what: What) -> list[str]:
+    return model_identity(what.model, what.revision)
+
+
+def _identity(what: What) -> dict[str, Any]:
+    """A directory stands for its content: the same model elsewhere gives the same rows."""
+    return {**asdict(what), "model": _model(what), "revision": "", "refusals": [REFUSALS_VERSION, *what.refusals]}
+
+
+def _models(what: What) -> list[Model]:
+    return [Model(what.model, kind_of(what.model), what.revision, remote_code=what.remote_code)]
+
+
+def _reads(what: What) -> list[str]:
+    return ["media", *places(what.prompt)]
+
+
+def _columns(what: What) -> list[Column]:
+    return [
+        Column("text", pa.string(), IMAGE, doc="what the model says of the picture, without blanks around it"),
+        Column("tokens", pa.int32(), IMAGE, doc="tokens of the reply, its end among them; NULL where a server does not say"),
+    ]
+
+
+def _check(what: What) -> None:
+    if not what.model:
+        raise ValueError("model: name one: an id of the model hub (org/name), a directory, or the name a server knows it by")
+    if not what.prompt.strip() and what.system:
+        raise ValueError("prompt: it is empty, but there is a `system` message; write what to ask")
+    places(what.prompt)
+    if what.precision not in PRECISIONS:
+        raise ValueError(f"precision: {what.precision!r}; known are {', '.join(PRECISIONS)}")
+    if not 0 <= what.temperature <= 2:
+        raise ValueError(f"temperature: {what.temperature}; it lies between 0 and 2")
+    if min(what.max_new_tokens, what.max_chars, what.max_prompt_chars) < 1 or what.max_pixels < 1024:
+        raise ValueError("max_new_tokens, max_chars and max_prompt_chars are at least 1, max_pixels at least 1024")
+    for pattern in what.refusals:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"refusals: {pattern!r} is no regular expression: {error}") from error
+    kind = kind_of(what.model)
+    if kind in ("file", "url"):
+        raise ValueError(f"model: {what.model} is a {kind}; give an id of the hub, a directory, or a server's name for it")
+    if what.revision and kind != "hub":
+        raise ValueError(f"revision: {what.model} is not on the model hub; its content tells it apart")
+    if kind == "folder":
+        folder = Path(what.model).expanduser()
+        check_folder(folder, ("config.json",))
+        if not what.remote_code:
+            refuse_remote_code(folder)
+
+
+STEP = Step(
+    version=1,
+    level="medium",
+    applies=IMAGE,
+    prefix="caption_",
+    what=What,
+    how=CaptionHow,
+    columns=_columns,
+    reads=_reads,
+    open=_open,
+    identity=_identity,
+    check=_check,
+    models=_models,
+    served=lambda how: how.backend in SERVERS,
+)
