@@ -110,7 +110,7 @@ def _of_sample(what: What, view: SampleView) -> Iterator[Made]:
     if spoken in ("video", "multi_image") and spoken in what.tasks:
         caption = caption_of_sample(what.captions, spoken, texts, view.columns, what.max_caption_chars)
         if caption:
-            parts = tuple(Part(medium.kind, media=number) for number, medium in enumerate(sample.media))
+            parts = tuple(Part("video" if kind == "video" else "image", media=number) for number, kind in enumerate(kinds))
             yield spoken, _asked(parts, question(what.prompts, spoken, sample.uid), caption)
     for number, kind in enumerate(kinds):
         if kind == "image":

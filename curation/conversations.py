@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from shards.errors import SampleError
 from shards.items import Message, Part, Role
 from shards.sample import MediaKind
+
+Tagged = Literal["image", "video"]
 
 ROLES: dict[str, Role] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -53,15 +56,15 @@ def from_llava(turns: Sequence[Mapping[str, str]], kinds: Sequence[MediaKind]) -
     return tuple(message for message in messages if message.content)
 
 
-def _by_kind(kinds: Sequence[MediaKind]) -> dict[MediaKind, list[int]]:
+def _by_kind(kinds: Sequence[MediaKind]) -> dict[Tagged, list[int]]:
     return {"image": [i for i, k in enumerate(kinds) if k == "image"], "video": [i for i, k in enumerate(kinds) if k == "video"]}
 
 
-def _parts(value: str, waiting: dict[MediaKind, list[int]]) -> list[Part]:
+def _parts(value: str, waiting: dict[Tagged, list[int]]) -> list[Part]:
     """Takes the media it names from `waiting`."""
     parts: list[Part] = []
     end = 0
-    kind: MediaKind
+    kind: Tagged
     for tag in _TAG.finditer(value):
         _add_text(parts, value[end : tag.start()])
         kind = "image" if tag[1] == "image" else "video"
