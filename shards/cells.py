@@ -9,11 +9,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.paths import is_unicode, is_url, to_local
+from shards.remote import open_url
 
 WHOLE_GROUP_BYTES = 256 << 20  # a group's column up to this size stays in memory; a larger one is streamed forwards
 BATCH_BYTES = 32 << 20
@@ -89,11 +89,18 @@ def read_cell(path: str, cell: str) -> bytes | None:
 def open_parquet(path: str) -> pq.ParquetFile:
     """A Parquet file at a local path or URL; pages are read as they are needed."""
     if is_url(path):
-        return pq.ParquetFile(fsspec.open(path, "rb").open(), buffer_size=1 << 20, page_checksum_verification=True)
+        return pq.ParquetFile(open_url(path)[0], buffer_size=1 << 20, page_checksum_verification=True)
     local = to_local(path)
     return pq.ParquetFile(
         pa.OSFile(local, "rb") if is_unicode(local) else open(local, "rb"), buffer_size=1 << 20, page_checksum_verification=True
     )
+
+
+def forget(path: str) -> None:
+    """Drop what is held of a file that may have changed: of a local one that is noticed, of a URL it is not."""
+    with _lock:
+        for key in [key for key in _groups if key[0] == path]:
+            del _groups[key]
 
 
 def split_column(schema: pa.Schema, column: str) -> tuple[str, int | None, str | None]:

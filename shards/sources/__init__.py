@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from shards.errors import RecipeError, SourceError
-from shards.paths import has_credentials, is_url, to_local
+from shards.errors import InfrastructureError, RecipeError, SourceError
+from shards.paths import absolute, has_credentials, is_url, to_local
 from shards.sample import Sample
-from shards.sources import folder, llava, manifest, parquet, webdataset
-from shards.sources.files import find_files
+from shards.sources import dataset, folder, llava, manifest, parquet, webdataset
+from shards.sources.files import find_files, is_folder
 from shards.sources.spec import Container, Format, SourceSpec
 from shards.sources.where import syntax_error
 
@@ -22,6 +22,7 @@ FORMATS: dict[str, Format] = {
     "parquet": parquet.FORMAT,
     "llava": llava.FORMAT,
     "manifest": manifest.FORMAT,
+    "dataset": dataset.FORMAT,
 }
 
 
@@ -87,10 +88,12 @@ def _missing(spec: SourceSpec, form: Format) -> list[str]:
             _, files = find_files(spec.path, lambda name: name.endswith(form.suffixes))
             if not files:
                 problems.append(f"no {' or '.join(form.suffixes)} file below {spec.path}; mend the path")
-        elif not is_url(spec.path) and not Path(to_local(spec.path)).is_dir():
+        elif not is_folder(absolute(spec.path)):
             problems.append(f"there is no folder {spec.path}; mend the path")
     except SourceError as error:
         problems.append(f"{error}; mend the path")
+    except InfrastructureError as error:
+        problems.append(str(error))
     root = spec.options.get("media_root")
     if root and not is_url(str(root)) and not Path(to_local(str(root))).is_dir():
         problems.append(f"there is no folder {root}; mend options.media_root")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import errno
 import glob
-import io
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, cast
-
-import fsspec
+from typing import Any, BinaryIO
 
 from shards.errors import InfrastructureError, SourceError
 from shards.paths import absolute, is_url, printable, to_local, to_text
+from shards.remote import driver_failures, file_info, filesystem, open_url, tag_of
 from shards.sample import stamp_of
 
 log = logging.getLogger("fovea")
@@ -52,11 +50,7 @@ def stat_file(path: str, name: str = "") -> File:
     with_name = name or path.rsplit("/", 1)[-1]
     try:
         if is_url(path):
-            fs, place = fsspec.core.url_to_fs(path)
-            info = fs.info(place)
-            if info.get("type") != "file":
-                raise SourceError(f"{path} is no file")
-            return File(with_name, path, int(info["size"]), _tag(info))
+            return File(with_name, path, *file_info(path))
         status = os.stat(to_local(path))
     except BELONGS_TO_SOURCE as error:
         raise SourceError(f"{printable(path)} cannot be read: {error.strerror or 'there is no such file'}") from error
@@ -73,11 +67,10 @@ def stat_file(path: str, name: str = "") -> File:
 
 def open_file(path: str) -> BinaryIO:
     """For reading, seekable. Raises SourceError, InfrastructureError."""
-    stat_file(path)
     try:
         if is_url(path):
-            fs, place = fsspec.core.url_to_fs(path)
-            return io.BytesIO(fs.cat_file(place)) if fs.protocol == "memory" else cast(BinaryIO, fs.open(place, "rb"))
+            return open_url(path)[0]
+        stat_file(path)
         return open(to_local(path), "rb")
     except BELONGS_TO_SOURCE as error:
         raise SourceError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
@@ -91,7 +84,7 @@ def find_files(path: str, wanted: Callable[[str], bool]) -> tuple[str, list[File
     The root is the folder itself, the file's folder, or what stands before the first wildcard. Raises SourceError where nothing is there.
     """
     path = absolute(path)
-    if _is_folder(path):
+    if is_folder(path):
         return path, [f for folder in walk(path) for f in folder.files if wanted(f.name)]
     if not glob.has_magic(path) or _exists(path):
         file = stat_file(path)
@@ -99,13 +92,12 @@ def find_files(path: str, wanted: Callable[[str], bool]) -> tuple[str, list[File
     parts = path.split("/")
     root = "/".join(parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
     if is_url(path):
-        fs, place = fsspec.core.url_to_fs(path)
-        found = [fs.unstrip_protocol(p) for p in fs.glob(place)]
+        files = [_remote_file(*found, root) for found in _glob_remote(path, root)]
     else:
-        found = [p for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
-    if not found:
+        files = [stat_file(p, p[len(root) + 1 :]) for p in glob.glob(path, recursive=True) if os.path.isfile(p)]
+    if not files:
         raise SourceError(f"no file matches {path}")
-    return root, sorted((stat_file(p, p[len(root) + 1 :]) for p in found), key=lambda f: f.name)
+    return root, sorted(files, key=lambda f: f.name)
 
 
 def walk(root: str) -> Iterator[Folder]:
@@ -142,8 +134,8 @@ def walk(root: str) -> Iterator[Folder]:
 def list_folder(path: str, name: str) -> Folder:
     """The regular files directly in a folder. Raises OSError."""
     if is_url(path):
-        found = next((f for f in _walk_remote(path) if not f.name), Folder("", path, ()))
-        return Folder(name, path, tuple(File(f"{name}/{f.name}" if name else f.name, f.path, f.size, f.tag) for f in found.files))
+        inside = _find_remote(path, maxdepth=1)
+        return Folder(name, path, tuple(_remote_file(f"{name}/{n}" if name else n, info, path, n) for n, info in inside))
     files = []
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
@@ -161,34 +153,58 @@ def list_folder(path: str, name: str) -> Folder:
 
 
 def _walk_remote(root: str) -> Iterator[Folder]:
-    fs, place = fsspec.core.url_to_fs(root)
-    try:
-        found = fs.find(place, detail=True)
-    except OSError as error:
-        raise InfrastructureError(f"listing {root} failed: {error}; mend the network, then run again") from error
     folders: dict[str, list[File]] = {}
-    for path, info in sorted(found.items()):
-        name = path[len(place.rstrip("/")) + 1 :]
-        folders.setdefault(name.rpartition("/")[0], []).append(File(name, f"{root}/{name}", int(info["size"]), _tag(info)))
+    for name, info in _find_remote(root):
+        folders.setdefault(name.rpartition("/")[0], []).append(_remote_file(name, info, root))
+    if not folders and not is_folder(root):
+        raise SourceError(f"there is no folder {root}")
     for name, files in sorted(folders.items()):
         yield Folder(name, f"{root}/{name}".rstrip("/"), tuple(files))
 
 
-def _is_folder(path: str) -> bool:
+def _find_remote(root: str, **more: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """(name below the root, what the driver says of it) of every file, by name, as they are now."""
+    fs, place = filesystem(root)
+    try:
+        with driver_failures("listing", root):
+            fs.invalidate_cache(place)
+            found = fs.find(place, detail=True, **more)
+    except OSError as error:
+        raise InfrastructureError(f"listing {root} failed: {error}; mend the network, then run again") from error
+    return [(path[len(place.rstrip("/")) + 1 :], info) for path, info in sorted(found.items()) if info.get("type") == "file"]
+
+
+def _glob_remote(pattern: str, root: str) -> list[tuple[str, Mapping[str, Any]]]:
+    fs, place = filesystem(pattern)
+    below = len(filesystem(root)[1].rstrip("/")) + 1
+    try:
+        with driver_failures("listing", pattern):
+            fs.invalidate_cache()
+            found = fs.glob(place, detail=True)
+    except OSError as error:
+        raise InfrastructureError(f"listing {pattern} failed: {error}; mend the network, then run again") from error
+    return [(path[below:], info) for path, info in found.items() if info.get("type") == "file"]
+
+
+def _remote_file(name: str, info: Mapping[str, Any], root: str, below: str | None = None) -> File:
+    """A file that a listing has shown; asked for again where the listing does not tell its size or its age (as over HTTP)."""
+    path = f"{root}/{name if below is None else below}"
+    size, tag = info.get("size"), tag_of(info)
+    return stat_file(path, name) if size is None or not tag else File(name, path, int(size), tag)
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder at a local path or URL. Raises SourceError for no known URL, InfrastructureError."""
     if is_url(path):
-        fs, place = fsspec.core.url_to_fs(path)
-        return bool(fs.isdir(place))
+        fs, place = filesystem(path)
+        with driver_failures("looking for", path):
+            return bool(fs.isdir(place))
     return os.path.isdir(path)
 
 
 def _exists(path: str) -> bool:
     if is_url(path):
-        fs, place = fsspec.core.url_to_fs(path)
-        return bool(fs.exists(place))
+        fs, place = filesystem(path)
+        with driver_failures("looking for", path):
+            return bool(fs.exists(place))
     return os.path.lexists(path)
-
-
-def _tag(info: dict[str, object]) -> str:
-    return str(
-        next((info[k] for k in ("ETag", "etag", "md5", "mtime", "LastModified", "last_modified", "updated", "created") if k in info), "")
-    )
