@@ -25,7 +25,7 @@ def fetched(url: str, sha256: str, folder: Path, bound: int = FILE_BYTES) -> Pat
 
     Raises InfrastructureError: no network, larger than `bound` bytes, other content than the sha256 says, no room.
     """
-    place = folder / hashlib.sha256(url.encode()).hexdigest()[:16] / (Path(urlsplit(url).path).name or "file")
+    place = place_of(url, folder)
     if not place.is_file():
         for attempt in range(1, TRIES + 1):
             try:
@@ -42,6 +42,11 @@ def fetched(url: str, sha256: str, folder: Path, bound: int = FILE_BYTES) -> Pat
         place.unlink()
         raise InfrastructureError(f"{_shown(url)} is another file than the recipe says: its sha256 is {found}, expected is {sha256}")
     return place
+
+
+def place_of(url: str, folder: Path) -> Path:
+    """Where in `folder` a URL's file is kept."""
+    return folder / hashlib.sha256(url.encode()).hexdigest()[:16] / (Path(urlsplit(url).path).name or "file")
 
 
 def file_size(url: str) -> int | None:

@@ -56,6 +56,7 @@ def download(repo: str, revision: str, wants: Sequence[str]) -> Path:
     """The snapshot, downloaded where it is not in the cache yet. Raises InfrastructureError with the mend."""
     import huggingface_hub
 
+    _info(repo, revision, files=False)  # says at once that there is no network, where a download tries for half a minute
     try:
         found = huggingface_hub.snapshot_download(
             repo, revision=revision or None, allow_patterns=list(wants), ignore_patterns=list(OTHER_ENGINES)

@@ -26,16 +26,19 @@ __all__ = [
     "cache_dir",
     "check_folder",
     "download_size",
+    "fetched_file",
     "folder_identity",
     "kind_of",
     "local_file",
     "local_folder",
+    "missing_files",
     "model_identity",
     "refuse_remote_code",
 ]
 
 Kind = Literal["hub", "folder", "package", "file", "url", "library"]
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")  # an index names the parts that are looked for by name
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -103,10 +106,14 @@ def local_folder(
     elif kind == "hub":
         patterns = (*wants, "*.py") if remote_code else tuple(wants)
         found = hub.cached_folder(model, revision, patterns)
-        folder = found if found is not None and not missing_files(found, needs) else hub.download(model, revision, patterns)
+        if found is None or missing_files(found, needs, wants):
+            if not remote_code:  # before gigabytes are downloaded for nothing
+                refuse_remote_code(hub.download(model, revision, ("config.json",)))
+            found = hub.download(model, revision, patterns)
+        folder = found
     else:
         raise InfrastructureError(f"model {model!r} is neither a directory nor an id of the hub (org/name)")
-    check_folder(folder, needs)
+    check_folder(folder, needs, wants)
     if not remote_code:
         refuse_remote_code(folder)
     return folder
@@ -128,9 +135,19 @@ def local_file(model: str, sha256: str = "") -> Path:
     return path
 
 
-def missing_files(folder: Path, needs: Sequence[str]) -> list[str]:
-    """Names of files that a model's folder lacks: of `needs`, and of the parts that an index of its weights (*.index.json) lists."""
+def fetched_file(url: str) -> Path | None:
+    """Where a URL's file lies, if it was downloaded already."""
+    place = fetch.place_of(url, cache_dir() / "files")
+    return place if place.is_file() else None
+
+
+def missing_files(folder: Path, needs: Sequence[str], wants: Sequence[str] = ()) -> list[str]:
+    """Names of files that a model's folder lacks: of `needs`, of the parts that an index of its weights (*.index.json) lists, and
+    "*.safetensors" where `wants` asks for weights and there are none.
+    """
     missing = [name for name in needs if not (folder / name).is_file()]
+    if "*.safetensors" in wants and not any(any(folder.rglob(pattern)) for pattern in _WEIGHTS):
+        missing.append("*.safetensors")
     for index in sorted(folder.glob("*.index.json")):
         try:
             parts = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
@@ -142,9 +159,9 @@ def missing_files(folder: Path, needs: Sequence[str]) -> list[str]:
     return missing
 
 
-def check_folder(folder: Path, needs: Sequence[str]) -> None:
-    """Raises InfrastructureError that names the files which are missing."""
-    if missing := missing_files(folder, needs):
+def check_folder(folder: Path, needs: Sequence[str], wants: Sequence[str] = ()) -> None:
+    """Raises InfrastructureError that names the files which are missing (`missing_files`)."""
+    if missing := missing_files(folder, needs, wants):
         told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise InfrastructureError(f"model directory {folder} lacks {told}; copy or download the model again, whole")
 

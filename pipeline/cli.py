@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from pipeline import cli_training
-from pipeline.console import AsJson, err, out, progress_bars, put_line, short, table
+from pipeline.console import AsJson, err, out, progress_bars, put_line, short, show_models, table
 from shards.errors import FoveaError
 
 app = typer.Typer(
@@ -26,6 +26,9 @@ shards_app = typer.Typer(no_args_is_help=True, help="Look at a dataset.")
 app.add_typer(shards_app, name="shards")
 cli_training.register(app)
 
+Overrides = Annotated[
+    list[str] | None, typer.Option("--override", help="A YAML file laid over the recipe; may be given again, later ones win.")
+]
 RunDir = Annotated[str, typer.Option("--run", help="The run directory: a path or an fsspec URL.")]
 
 
@@ -52,19 +55,25 @@ def curate(
     address: Annotated[str | None, typer.Option(help="auto, ray://host:port, or nothing for this machine.")] = None,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try errored samples again.")] = False,
     until: Annotated[str | None, typer.Option(help="Stop after this operator; no shards are written.")] = None,
+    override: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe: bring the run up to date with its sources, write the dataset. Safe to repeat, safe to kill."""
     from pipeline.recipe import load_recipe
 
-    loaded = load_recipe(recipe, until)  # before anything heavy: a recipe that cannot run is refused at once
+    # before anything heavy: a recipe that cannot run is refused at once
+    loaded = load_recipe(recipe, until, overrides=override or (), run=run)
     from pipeline.curate import curate as run_it
     from pipeline.ledger import open_ledger
+    from pipeline.provision import model_states
     from pipeline.report import report as make
     from pipeline.report import write_report
 
+    models = model_states(loaded)
+    if models and not as_json:
+        show_models(err, models)
     with progress_bars(as_json) as progress:
-        outcome = run_it(loaded, run, address=address, retry_errors=retry_errors, progress=progress)
+        outcome = run_it(loaded, run, address=address, retry_errors=retry_errors, progress=progress, models=models)
     ledger = open_ledger(run)
     found = make(ledger, loaded)
     write_report(ledger, found)
@@ -95,16 +104,20 @@ def curate(
 
 
 @app.command()
-def plan(recipe: Annotated[str, typer.Argument()], run: RunDir, as_json: AsJson = False) -> None:
+def plan(recipe: Annotated[str, typer.Argument()], run: RunDir, override: Overrides = None, as_json: AsJson = False) -> None:
     """What `curate` would run, what is cached, what it would cost. Starts nothing, changes nothing."""
     from pipeline.plan import make_plan
+    from pipeline.provision import model_states
     from pipeline.recipe import load_recipe
 
-    found = make_plan(load_recipe(recipe), run)
+    loaded = load_recipe(recipe, overrides=override or (), run=run)
+    models = model_states(loaded)
+    found = make_plan(loaded, run)
     steps = [{"step": s.name, "calls": s.calls, "exact": s.exact, "cached": s.cached, "seconds": s.seconds} for s in found.steps]
     if as_json:
         flips = [{"from": a, "to": b, "samples": n} for (a, b), n in found.flips.items()]
-        put_line({"changes": asdict(found.changes), "phases": found.phases, "steps": steps, "counts": found.counts, "flips": flips})
+        told = {"changes": asdict(found.changes), "phases": found.phases, "steps": steps, "counts": found.counts, "flips": flips}
+        put_line({**told, "models": [state.to_json() for state in models]})
         return
     c = found.changes
     out.print(f"{c.total:,} samples: {c.new:,} new, {c.changed:,} changed, {c.gone:,} gone since the last run")
@@ -115,6 +128,8 @@ def plan(recipe: Annotated[str, typer.Argument()], run: RunDir, as_json: AsJson 
         seconds = "" if s.seconds is None else f"{s.seconds:,.1f}"
         shown.add_row(s.name, f"{'' if s.exact else '≤ '}{s.calls:,}", f"{s.cached:,}", seconds)
     out.print(shown)
+    if models:
+        show_models(out, models)
     out.print(" + ".join(f"{n:,} {v}" for v, n in found.counts.items() if v != "inputs") + f" = {found.counts['inputs']:,}")
     for (a, b), n in found.flips.items():
         out.print(f"{n:,} samples go from {a} to {b}")

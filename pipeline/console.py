@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.provision import ModelState
 
 # Into a file or a pipe nothing is folded: what reads it there wants whole lines.
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1_000)
@@ -55,6 +59,15 @@ def table(*heads: str) -> Table:
     for head in heads:
         made.add_column(head, overflow="fold")
     return made
+
+
+def show_models(console: Console, states: Sequence[ModelState]) -> None:
+    """A recipe's models: which, at which commit, whether they are here."""
+    shown = table("model", "kind", "revision", "for", "")
+    for state in states:
+        model = state.model
+        shown.add_row(*(escape(text) for text in (model.id, model.kind, model.revision[:12], ", ".join(state.steps), state.told())))
+    console.print(shown)
 
 
 def short(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import duckdb
@@ -17,6 +17,7 @@ from pipeline.dataset import Published, publish
 from pipeline.ledger import VERDICTS, Ledger, first, name, open_ledger
 from pipeline.log import Cost
 from pipeline.pools import stream
+from pipeline.provision import ModelState, model_states, provide
 from pipeline.recipe import Recipe, StepOp, keep_in_run
 from pipeline.scan import Changes, update_listing
 from pipeline.verdicts import Judge, Segment, global_schema, global_table, step_table
@@ -52,8 +53,11 @@ def curate(
     address: str | None = None,
     retry_errors: bool = False,
     progress: Progress = lambda what, done, total: None,
+    models: Sequence[ModelState] | None = None,
 ) -> Outcome:
     """Bring the run up to date with its sources and its recipe. A recipe that was cut (`load_recipe(…, until=…)`) writes no shards.
+
+    models: what `model_states(recipe)` said, if that was asked already; what is not here is downloaded before Ray starts.
 
     Raises FoveaError for what ends a run (docs/ledger.md); whatever was committed stays, and running again goes on from there.
     """
@@ -61,6 +65,7 @@ def curate(
     ledger = open_ledger(run, write=True)
     try:
         ledger.sweep()
+        provide(recipe, run, model_states(recipe) if models is None else models, download=address is None, fresh=ledger.log.state.seq == 0)
         keep_in_run(ledger.store, recipe)
         at = time.monotonic()
         cluster.connect(address, [op.op for op in recipe.ops if isinstance(op, StepOp)])

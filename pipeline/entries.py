@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import curation
+from curation.models import Model
 from curation.step import ALL_KINDS, Column, Step, column_prefix, find_step
 from pipeline.fields import Problems, checked, did_you_mean, expanded, mapping, shown
+from pipeline.pins import Pins, pinned
 from pipeline.yamlpos import Place
 from shards.errors import FoveaError, RecipeError
 
@@ -33,6 +35,8 @@ class StepEntry:
     rule: bool
     place: Place
     line: int
+    models: tuple[Model, ...] = ()
+    served: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class RuleEntry:
     line: int
 
 
-def read_entry(problems: Problems, place: Place, entry: Any) -> StepEntry | RuleEntry | None:
+def read_entry(problems: Problems, place: Place, entry: Any, pins: Pins) -> StepEntry | RuleEntry | None:
     if isinstance(entry, str):
         entry = {entry: None}
     if not isinstance(entry, dict) or len(entry) != 1:
@@ -58,7 +62,7 @@ def read_entry(problems: Problems, place: Place, entry: Any) -> StepEntry | Rule
     ((op, params),) = entry.items()
     if op == "keep":
         return _keep(problems, (*place, op), params)
-    return _step(problems, place, (*place, op), op, {} if params is None else params)
+    return _step(problems, place, (*place, op), op, {} if params is None else params, pins)
 
 
 def _keep(problems: Problems, place: Place, params: Any) -> RuleEntry | None:
@@ -88,7 +92,7 @@ def _keep(problems: Problems, place: Place, params: Any) -> RuleEntry | None:
     return RuleEntry(name, expression, kinds, "any" if conditions[0] == "any" else "all", (*place, conditions[0]), line)
 
 
-def _step(problems: Problems, place: Place, inside: Place, op: str, params: Any) -> StepEntry | None:
+def _step(problems: Problems, place: Place, inside: Place, op: str, params: Any, pins: Pins) -> StepEntry | None:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", op):
         problems.add(place, f"{op!r} is no name of a step")
         return None
@@ -119,6 +123,8 @@ def _step(problems: Problems, place: Place, inside: Place, op: str, params: Any)
     try:
         if step.check is not None:
             step.check(what)
+        what = pinned(step, what, how, pins)
+        models = tuple(step.models(what)) if step.models is not None else ()
         columns = tuple(step.columns(what))
     except (ValueError, FoveaError) as error:
         problems.add(_named(inside, str(error), what_fields), f"step {op!r}: {error}")
@@ -126,7 +132,9 @@ def _step(problems: Problems, place: Place, inside: Place, op: str, params: Any)
     prefix = column_prefix(step, alias)
     final = tuple(replace(c, name=prefix + c.name, kinds=c.kinds & step.applies) for c in columns)
     line = problems.document.where(inside)[1]
-    return StepEntry(alias or op, op, step, what, how, prefix, final, tuple(c.name for c in columns), max_errors, bool(rule), inside, line)
+    served = step.served is not None and step.served(how)
+    stored = tuple(c.name for c in columns)
+    return StepEntry(alias or op, op, step, what, how, prefix, final, stored, max_errors, bool(rule), inside, line, models, served)
 
 
 def _named(place: Place, text: str, names: set[str]) -> Place:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from curation.models import Model
 from curation.rules import BASE_COLUMNS, FLAT_KEYS, Rule, RuleColumn, RuleError, parse_rule
 from curation.step import Column, Step, step_digest
 from pipeline.entries import RuleEntry, StepEntry, read_entry
 from pipeline.fields import Problems, did_you_mean
+from pipeline.pins import Pins
 from pipeline.yamlpos import Place
 from shards.errors import FoveaError
 from shards.index import ITEM_FIELDS
@@ -30,6 +32,7 @@ class StepOp:
     name     alias or operator.
     columns  with final names, `kinds` narrowed to what the step applies to. stored: their names without the prefix.
     digest   identity of its results. roots: of "media" and "texts" what it reads, transitively. reads: final names of columns it reads.
+    models   that it loads; `served`: by a server, not here.
     """
 
     name: str
@@ -46,6 +49,8 @@ class StepOp:
     kinds: frozenset[str]
     max_errors: int | float | None
     line: int
+    models: tuple[Model, ...] = ()
+    served: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +63,13 @@ class RuleOp:
     line: int
 
 
-def operations(problems: Problems, value: Any) -> tuple[StepOp | RuleOp, ...]:
-    """The `steps` of a recipe. Problems are reported; what is returned is whole only if there are none."""
+def operations(problems: Problems, value: Any, pins: Pins) -> tuple[StepOp | RuleOp, ...]:
+    """The `steps` of a recipe. Problems are reported; what is returned is whole only if there are none. `pins` take what is pinned here."""
     if not isinstance(value, list) or not value:
         problems.add(("steps",), "`steps` must be a list with at least one step: - probe")
         return ()
     before = len(problems.found)
-    entries = [e for index, entry in enumerate(value) if (e := read_entry(problems, ("steps", index), entry)) is not None]
+    entries = [e for index, entry in enumerate(value) if (e := read_entry(problems, ("steps", index), entry, pins)) is not None]
     steps = [e for e in entries if isinstance(e, StepEntry)]
     _check_names(problems, steps, [e for e in entries if isinstance(e, RuleEntry)])
     return tuple(_Compiler(problems, steps, partial=len(problems.found) > before).run(entries))
@@ -210,6 +215,8 @@ class _Compiler:
             kinds=entry.step.applies,
             max_errors=entry.max_errors,
             line=entry.line,
+            models=entry.models,
+            served=entry.served,
         )
         level = entry.step.level if entry.step.shape == "annotator" else "sample"
         for column, stored in zip(op.columns, op.stored, strict=True):

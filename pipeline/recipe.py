@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import pipeline.sections as sections
 from curation.rules import rule_digest
 from pipeline.fields import Problems, check_secrets, checked, did_you_mean, mapping
 from pipeline.operations import RuleOp, StepOp, operations
+from pipeline.overrides import merged, to_text
+from pipeline.pins import Pins, read_pins, write_pins
 from pipeline.sections import WriteSpec
 from pipeline.yamlpos import Document, parse_yaml, read_bytes
 from shards.errors import RecipeError
 from shards.media import Limits
 from shards.sample import digest_of
 from shards.sources import SourceSpec
-from shards.store import Store
+from shards.store import Store, open_store
 
 __all__ = ["Phase", "Recipe", "RuleOp", "StepOp", "WriteSpec", "keep_in_run", "load_recipe", "load_run_recipe", "phases", "recipe_summary"]
 
@@ -27,7 +29,13 @@ KEYS = ("name", "sources", "limits", "steps", "write", "split")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe that can run. path: the file it was read from. text: its YAML as it was read. until: the last operator, where it was cut."""
+    """A recipe that can run.
+
+    path   the file it was read from; overrides: those laid over it.
+    text   its YAML as it was read, or as the overrides made it.
+    until  the last operator, where it was cut.
+    pins   the commits of its hub models (pipeline/pins.py).
+    """
 
     name: str
     path: str
@@ -38,6 +46,8 @@ class Recipe:
     split: Mapping[str, float]
     text: bytes = b""
     until: str | None = None
+    overrides: tuple[str, ...] = ()
+    pins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -56,14 +66,24 @@ class Phase:
     border: StepOp | None
 
 
-def load_recipe(path: str | Path, until: str | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, until: str | None = None, *, overrides: Sequence[str | Path] = (), run: str | Path | None = None
+) -> Recipe:
     """The recipe in a file, or the one of that name that comes with the package. Raises RecipeError with each problem's line.
 
-    until   name of the last step or rule to take; those after it are not even checked (a tokenizer may not be there yet).
+    until      name of the last step or rule to take; those after it are not even checked (a tokenizer may not be there yet).
+    overrides  files laid over it, later ones last (docs/recipe.md).
+    run        directory of the run it is meant for, which need not exist: hub models without a commit are pinned, as the run pinned them
+               before, else as the local cache or the hub says now. Without it nothing is pinned and nothing is asked.
     """
     file = str(find_recipe(path))
     data = read_bytes(file)
-    return _recipe(parse_yaml(data, file), file, look=True, text=data, until=until)
+    document, texts = parse_yaml(data, file), [str(p) for p in overrides]
+    if texts:
+        document = merged(document, [parse_yaml(read_bytes(p), p) for p in texts])
+        data = to_text(document.value, [file, *texts])
+    pins = Pins(read_pins(open_store(str(run))), look=True) if run is not None else Pins()
+    return _recipe(document, file, look=True, text=data, until=until, pins=pins, overrides=tuple(texts))
 
 
 def load_run_recipe(store: Store) -> Recipe:
@@ -73,11 +93,12 @@ def load_run_recipe(store: Store) -> Recipe:
     path = store.url("recipe.yaml")
     data = store.read("recipe.yaml")
     until = store.read("until").decode() if store.exists("until") else None
-    return _recipe(parse_yaml(data, path), path, look=False, text=data, until=until)
+    return _recipe(parse_yaml(data, path), path, look=False, text=data, until=until, pins=Pins(read_pins(store)))
 
 
 def keep_in_run(store: Store, recipe: Recipe) -> None:
-    """Put the recipe into its run directory, for `load_run_recipe`."""
+    """Put the recipe and its pins into its run directory, for `load_run_recipe`."""
+    write_pins(store, recipe.pins)
     store.put_replace("recipe.yaml", recipe.text)
     if recipe.until is not None:
         store.put_replace("until", recipe.until.encode())
@@ -113,7 +134,8 @@ def phases(recipe: Recipe) -> tuple[Phase, ...]:
 
 def recipe_summary(recipe: Recipe) -> list[str]:
     """What a recipe does, a line for each source and operator, for people."""
-    lines = [f"{recipe.name}: {recipe.path}, digest {recipe.digest}"]
+    laid_over = f" with {', '.join(recipe.overrides)}" if recipe.overrides else ""
+    lines = [f"{recipe.name}: {recipe.path}{laid_over}, digest {recipe.digest}"]
     lines += [f"source {s.name}: {s.format} {s.path}" + (f" where {s.where}" if s.where else "") for s in recipe.sources]
     for number, phase in enumerate(phases(recipe), 1):
         for op in (*phase.ops, *((phase.border,) if phase.border else ())):
@@ -127,7 +149,9 @@ def recipe_summary(recipe: Recipe) -> list[str]:
     return lines
 
 
-def _recipe(document: Document, path: str, look: bool, text: bytes, until: str | None) -> Recipe:
+def _recipe(
+    document: Document, path: str, look: bool, text: bytes, until: str | None, pins: Pins, overrides: tuple[str, ...] = ()
+) -> Recipe:
     problems = Problems(document)
     if not isinstance(document.value, dict):
         raise RecipeError(f"{path}:1: a recipe is a mapping with name, sources and steps")
@@ -147,11 +171,13 @@ def _recipe(document: Document, path: str, look: bool, text: bytes, until: str |
         path=path,
         sources=sections.sources(problems, given["sources"], look) if "sources" in given else (),
         limits=sections.limits(problems, given.get("limits")),
-        ops=operations(problems, given["steps"]) if "steps" in given else (),
+        ops=operations(problems, given["steps"], pins) if "steps" in given else (),
         write=sections.write(problems, given.get("write")),
         split=sections.split(problems, given.get("split")),
         text=text,
         until=until,
+        overrides=overrides,
+        pins=pins.known,
     )
     problems.raise_any()
     return recipe

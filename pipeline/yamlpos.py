@@ -121,7 +121,7 @@ class _Composer:
         if tag is not None and tag != "!":
             self.refuse(event, f"tag {tag}: tags are not allowed")
         if isinstance(event, yaml.ScalarEvent):
-            return _plain(event.value) if event.implicit[0] else event.value
+            return plain(event.value) if event.implicit[0] else event.value
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Any] = []
             while not isinstance(inner := next(self.events), yaml.SequenceEndEvent):
@@ -159,7 +159,8 @@ def _line(event: yaml.Event) -> int:
     return event.start_mark.line + 1
 
 
-def _plain(text: str) -> Any:
+def plain(text: str) -> Any:
+    """The value of a scalar without quotes: YAML 1.2's core schema, underscores allowed in numbers."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text) and len(text) <= 40:
