@@ -15,9 +15,8 @@ import pytest
 
 from shards.errors import FoveaError, InfrastructureError, SourceError
 from shards.media import Limits
-from shards.paths import is_url
+from shards.paths import absolute
 from shards.read import open_media, read_media
-from shards.remote import open_url
 from shards.sample import Sample
 from shards.sources import SourceSpec, check_source, list_containers, scan
 from shards.sources.files import open_file
