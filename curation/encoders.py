@@ -183,7 +183,7 @@ def _timm(architecture: str, source: Weights, revision: str) -> tuple[Any, Any, 
         if source.kind == "package":
             _load_in_order(module, source.file())
         elif source.kind == "path":
-            _load_by_name(module, source.file(), lambda m, path: timm.models.load_checkpoint(m, path))
+            load_by_name(module, source.file(), lambda m, path: timm.models.load_checkpoint(m, path))
         module.reset_classifier(0)
     config = timm.data.resolve_model_data_config(module)
     transform = timm.data.create_transform(**config, is_training=False)
@@ -221,7 +221,7 @@ def open_clip_model(architecture: str, source: Weights) -> tuple[Any, Any]:
     with _without_remarks():
         module = _download(name, make) if source.kind == "pretrained" else _build(name, make)
     if source.kind == "path":
-        _load_by_name(module, source.file(), lambda m, path: open_clip.load_checkpoint(m, path, weights_only=True))
+        load_by_name(module, source.file(), lambda m, path: open_clip.load_checkpoint(m, path, weights_only=True))
     config = PreprocessCfg(**module.visual.preprocess_cfg)
     return module, of_pixels(image_transform_v2(config, is_train=False), config.resize_mode == "squash")
 
@@ -248,7 +248,7 @@ def _load_in_order(module: Any, path: Path) -> None:
     module.load_state_dict(dict(zip(own, given, strict=True)))
 
 
-def _load_by_name(module: Any, path: Path, load: Callable[[Any, str], Any]) -> None:
+def load_by_name(module: Any, path: Path, load: Callable[[Any, str], Any]) -> None:
     from safetensors import SafetensorError
 
     try:
