@@ -27,7 +27,7 @@ def main(descriptor: int, parent: int) -> int:
     _die_with(parent)
     faulthandler.enable()  # a fatal signal leaves the Python stack on stderr, which the parent keeps the end of
     header, _ = read_message(requests)
-    room = Room(Limits(**header["limits"]), Progress(descriptor), header["pixel_bytes"])
+    room = Room(Limits(**header["limits"]), Progress(descriptor), header["pixel_bytes"], header["derived"])
     room.mark(opening=True)
     group = Group(tuple(call_from_json(call) for call in header["program"]), room)
     room.mark()
@@ -48,13 +48,18 @@ def main(descriptor: int, parent: int) -> int:
             write_message(answers, {"type": "bug", "step": group.running, "uids": tables[0]["uid"].to_pylist(), "what": what})
         else:
             room.mark()
-            write_message(answers, _header(chunk), [chunk.contents, chunk.onward, *chunk.rows.values(), *chunk.wide.values()])
+            write_message(
+                answers,
+                _header(chunk),
+                [chunk.contents, chunk.onward, *chunk.rows.values(), *chunk.wide.values(), *chunk.children.values()],
+            )
 
 
 def _header(chunk: Chunk) -> dict[str, Any]:
     costs = {digest: asdict(cost) for digest, cost in chunk.costs.items()}
     failure = None if chunk.failure is None else [str(chunk.failure), chunk.failure.retryable]
-    return {"type": "done", "rows": list(chunk.rows), "wide": list(chunk.wide), "costs": costs, "failure": failure}
+    tables = {"rows": list(chunk.rows), "wide": list(chunk.wide), "children": list(chunk.children)}
+    return {"type": "done", **tables, "costs": costs, "failure": failure}
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:

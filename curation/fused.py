@@ -20,6 +20,7 @@ from curation.rows import (
     work_fields,
 )
 from curation.rules import judge, rule_from_json
+from curation.splitting import Splitting
 from curation.step import Result
 from curation.tries import as_infrastructure, tried
 from curation.view import MediaView, Member, Room, SampleView, member_of
@@ -39,6 +40,7 @@ class Chunk:
     onward: pa.Table | None = None
     costs: dict[str, StepCost] = field(default_factory=dict)
     failure: InfrastructureError | None = None
+    children: dict[str, pa.Table] = field(default_factory=dict)
 
 
 class Group:
@@ -117,7 +119,8 @@ class Group:
         sound = [member for member in todo if member.row not in errors]
         if bound.call.reads:
             _show_columns(sound, table, call.reads)
-        answers = self._answers(place, bound, sound, cost)
+        splits = bound.step.shape == "splitter"
+        answers = self._split(place, bound, sound, cost, chunk, contents) if splits else self._answers(place, bound, sound, cost)
         for member in sound:
             if (failed := error_of(answers[member.row])) is not None:
                 errors[member.row] = failed
@@ -126,9 +129,11 @@ class Group:
         if bound.has_wide:
             chunk.wide[call.digest] = stored_rows(bound, True, good, answers, errors)
         for member in todo:
-            member.alive = member.row not in errors
+            member.alive = member.row not in errors and not splits  # what was split goes on as its children
         cost.rows, cost.errors, cost.bytes_read = len(todo), len(errors), self.room.bytes_read - started
         chunk.costs[call.digest] = cost
+        if splits:
+            return table
         fields = work_fields(bound.step, bound.what, call.prefix)
         values = [work_values(bound, column.name, fld.type, good, answers) for column, fld in zip(bound.columns, fields, strict=True)]
         return with_columns(table, fields, [member.row for member in good], values)
@@ -155,11 +160,28 @@ class Group:
         return answers
 
     def _call(self, place: int, bound: BoundStep, inputs: Sequence[MediaView | SampleView], cost: StepCost) -> Sequence[Result]:
-        if place not in self._functions:
-            self._functions[place] = tried(lambda: self._open(bound))
-        results = tried(lambda: self._once(self._functions[place], bound, inputs, cost))
+        function = self._function(place, bound)
+        results = tried(lambda: self._once(function, bound, inputs, cost))
         cost.calls += len(inputs)
         return checked(bound, inputs, results)
+
+    def _function(self, place: int, bound: BoundStep) -> Callable[[Sequence[Any]], Sequence[Result]]:
+        if place not in self._functions:
+            self._functions[place] = tried(lambda: self._open(bound))
+        return self._functions[place]
+
+    def _split(
+        self, place: int, bound: BoundStep, members: Sequence[Member], cost: StepCost, chunk: Chunk, contents: list[dict[str, Any]]
+    ) -> dict[int, list[Result | None]]:
+        """Row -> the one answer of a splitter; the children go to `chunk`, what is known of their media to `contents`."""
+        splitting = Splitting(self.room, bound, cost)
+        try:
+            answers: dict[int, list[Result | None]] = {m.row: [splitting.split(m, self._function(place, bound))] for m in members}
+            chunk.children[bound.call.digest], known = splitting.finish()
+        finally:
+            splitting.close()
+        contents += known
+        return answers
 
     def _open(self, bound: BoundStep) -> Callable[[Sequence[Any]], Sequence[Result]]:
         self.room.mark(opening=True)

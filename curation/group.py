@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.fused import UNREADABLE, Chunk
+from curation.listing import CHILDREN
 from curation.program import BoundStep, Program, RuleCall, StepCall, StepCost, bind, call_from_json
 from curation.rows import CONTENTS_SCHEMA, fingerprint, row_schema, with_columns, work_fields
 from curation.sandbox import Crash, Sandbox, child_path
@@ -39,6 +40,7 @@ class GroupResult:
     rows      by step digest: uid, fp, error (NULL = ok), narrow stored columns, `_more`. Only what was computed here.
     wide      by step digest, for steps with wide columns: uid, fp, wide stored columns, `_more`. Only ok rows.
     contents  uid, stamp, content, sha256 of samples whose media were identified here; content "stamp:<stamp>" where bytes cannot be read.
+    children  by step digest, for splitters: rows of `curation.listing.CHILDREN`; their contents are among `contents`.
     onward    the batch with the columns added: samples that passed every rule and erred nowhere. Input of the next group.
     costs     by step digest. media_opened: by all tries. crashes: children that died or were killed.
     """
@@ -50,22 +52,30 @@ class GroupResult:
     costs: dict[str, StepCost]
     media_opened: int
     crashes: int
+    children: dict[str, pa.Table] = field(default_factory=dict)
 
 
 class GroupRunner:
     """Keeps one child process for many units; it is started with the first of them, and models are loaded at their first use.
 
     memory       bytes of the child above which it is killed; 0 = 4 GB.
+    derived      URL of the store that gets the bytes of a splitter's children.
     python_path  folders of the user's own steps; None = the parent's sys.path entries outside its installation.
     Raises RecipeError for a program that cannot be bound.
     """
 
     def __init__(
-        self, program: Sequence[StepCall | RuleCall], limits: Limits, *, memory: int = 0, python_path: Sequence[str] | None = None
+        self,
+        program: Sequence[StepCall | RuleCall],
+        limits: Limits,
+        *,
+        memory: int = 0,
+        python_path: Sequence[str] | None = None,
+        derived: str = "",
     ):
         self._program: Program = tuple(program)
         self._steps: dict[int, BoundStep] = {i: bind(call) for i, call in enumerate(self._program) if isinstance(call, StepCall)}
-        self._sandbox = Sandbox(self._program, limits, memory or MEMORY, child_path(python_path))
+        self._sandbox = Sandbox(self._program, limits, memory or MEMORY, child_path(python_path), derived)
         self._chunk_media = max([CHUNK_MEDIA, *(step.how.batch for step in self._steps.values())])
         self._crashes = 0
 
@@ -115,7 +125,7 @@ class GroupRunner:
         cuts, start, media, size = [], 0, 0, 0
         for i, refs in enumerate(batch["media"].to_pylist()):
             count = max(1, len(refs or ()))
-            weight = sum(max(0, ref["length"]) for ref in refs or () if ref["kind"] == "image")
+            weight = sum(max(0, ref["length"]) for ref in refs or () if ref["kind"] != "video")
             if i > start and (media + count > self._chunk_media or size + weight > CHUNK_BYTES):
                 cuts.append((start, i - start))
                 start, media, size = i, 0, 0
@@ -148,11 +158,10 @@ class GroupRunner:
         if header["type"] == "infrastructure":
             raise InfrastructureError(header["message"])
         contents, onward, *stored = tables
-        rows, wide = stored[: len(header["rows"])], stored[len(header["rows"]) :]
         costs = {digest: StepCost(**cost) for digest, cost in header["costs"].items()}
         failure = InfrastructureError(*header["failure"]) if header["failure"] else None
-        by_rows, by_wide = dict(zip(header["rows"], rows, strict=True)), dict(zip(header["wide"], wide, strict=True))
-        return Chunk(by_rows, by_wide, contents, onward, costs, failure)
+        rows, wide, children = ({digest: stored.pop(0) for digest in header[name]} for name in ("rows", "wide", "children"))
+        return Chunk(rows, wide, contents, onward, costs, failure, children)
 
     def _bury(self, job: pa.Table, crash: Crash) -> Chunk:
         """The results of a sample that kills its child: what the steps before the deadly one say, then the error row of that step."""
@@ -213,7 +222,7 @@ class GroupRunner:
                 return table
             return table.take(pc.sort_indices(pc.index_in(table["uid"], value_set=batch["uid"].combine_chunks())))
 
-        rows, wide, costs = {}, {}, {}
+        rows, wide, costs, children = {}, {}, {}, {}
         for bound in self._steps.values():
             digest = bound.call.digest
             schema = row_schema(bound.step, bound.what, wide=False)
@@ -221,13 +230,15 @@ class GroupRunner:
             if bound.has_wide:
                 schema = row_schema(bound.step, bound.what, wide=True)
                 wide[digest] = join([c.wide[digest] for c in chunks if digest in c.wide], schema.empty_table())
+            if bound.step.shape == "splitter":
+                children[digest] = pa.concat_tables([CHILDREN.empty_table(), *(c.children[digest] for c in chunks if digest in c.children)])
             costs[digest] = StepCost(bound.call.name)
             for chunk in chunks:
                 if digest in chunk.costs:
                     costs[digest].add(chunk.costs[digest])
         contents = join([chunk.contents for chunk in chunks], CONTENTS_SCHEMA.empty_table())
         onward = join([self._complete(chunk.onward) for chunk in chunks if chunk.onward is not None], self._complete(batch.slice(0, 0)))
-        return GroupResult(rows, wide, contents, onward, costs, 0, 0)
+        return GroupResult(rows, wide, contents, onward, costs, 0, 0, children)
 
     def _complete(self, table: pa.Table) -> pa.Table:
         """With every column of the program, NULL where it did not come so far."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from curation.rows import stored_columns
 from curation.step import Column, How, Step, find_step
 from shards.errors import RecipeError
 
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StepCall:
-    """One annotator of a group.
+    """One annotator of a group, or the splitter that is a group of its own.
 
     name    alias or operator: for messages and costs.
     op      operator, for `curation.step.find_step`.
@@ -78,12 +79,14 @@ class BoundStep:
 
 
 def bind(call: StepCall) -> BoundStep:
-    """Raises RecipeError for an unknown operator, parameters its dataclasses refuse, or a step that is no annotator."""
+    """Raises RecipeError for an unknown operator, parameters its dataclasses refuse, or a step that nothing opens."""
     step = find_step(call.op)
-    if step.shape != "annotator" or step.open is None:
-        raise RecipeError(f"step {call.name!r}: {call.op} is a {step.shape} and not an annotator that opens")
+    if step.shape == "global" or step.open is None:
+        raise RecipeError(f"step {call.name!r}: {call.op} is a {step.shape} and does not open")
     what: Any = _build(step.what, call.what, call.name)
-    return BoundStep(call, step, what, _build(step.how, call.how, call.name), tuple(step.columns(what)))
+    if step.shape == "splitter" and (step.level != "sample" or step.columns(what)):
+        raise RecipeError(f"step {call.name!r}: {call.op} is a splitter, which is of level 'sample' and has no columns")
+    return BoundStep(call, step, what, _build(step.how, call.how, call.name), tuple(stored_columns(step, what)))
 
 
 def _build(kind: type[T], values: Mapping[str, Any], name: str) -> T:

@@ -18,6 +18,7 @@ CONTENTS_SCHEMA = pa.schema(
     [("uid", pa.string()), ("stamp", pa.string()), ("content", pa.string()), ("sha256", pa.list_(pa.string()))]
 )  # one row for each sample whose media were identified; sha256: one per medium, null where its bytes could not be read
 MORE = "_more"  # stored rows: media 1.. of a sample with several
+SPLIT_COLUMNS = (Column("n", pa.int32()), Column("kind", pa.string()))
 _LEVEL = b"fovea.level"
 
 
@@ -70,13 +71,18 @@ def is_medium_level(field: pa.Field) -> bool:
     return (field.metadata or {}).get(_LEVEL) == b"medium"
 
 
+def stored_columns(step: Step, what: Any) -> Sequence[Column]:
+    """What is stored of a step, unprefixed: its columns; of a splitter, which has none, into how many of what it split the sample."""
+    return SPLIT_COLUMNS if step.shape == "splitter" else step.columns(what)
+
+
 def row_schema(step: Step, what: Any, wide: bool) -> pa.Schema:
     """Storage schema of a step's narrow (or wide) rows: uid, fp, error (narrow only; NULL = ok), the stored columns, `_more`.
 
     `_more` exists at level "medium" where there are columns: media 1.. of samples with several media, NULL for one medium;
     a medium the step does not apply to is a NULL struct. fp is `fingerprint(...)`.
     """
-    columns = [column for column in step.columns(what) if column.wide == wide]
+    columns = [column for column in stored_columns(step, what) if column.wide == wide]
     fields = [pa.field("uid", pa.string(), nullable=False), pa.field("fp", pa.string(), nullable=False)]
     if not wide:
         fields.append(pa.field("error", pa.string()))

@@ -45,8 +45,13 @@ class Crash(Exception):
 class Sandbox:
     """Starts the child at the first request, and again at the first request after a crash."""
 
-    def __init__(self, program: Program, limits: Limits, memory: int, python_path: Sequence[str]) -> None:
-        self._hello = {"program": [call.to_json() for call in program], "limits": asdict(limits), "pixel_bytes": memory // 4}
+    def __init__(self, program: Program, limits: Limits, memory: int, python_path: Sequence[str], derived: str = "") -> None:
+        self._hello = {
+            "program": [call.to_json() for call in program],
+            "limits": asdict(limits),
+            "pixel_bytes": memory // 4,
+            "derived": derived,
+        }
         self._limits, self._memory, self._python_path = limits, memory, list(python_path)
         self._process: subprocess.Popen[bytes] | None = None
         self._keeper: threading.Thread | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
@@ -14,13 +14,13 @@ import pyarrow as pa
 from curation.models import Model
 from shards.errors import RecipeError, SampleError
 from shards.media import Limits
-from shards.sample import MediaRef, Sample, digest_of
+from shards.sample import MediaKind, MediaRef, Sample, Texts, digest_of
 
 Row = Mapping[str, Any]
 Result = Row | SampleError  # a step answers each of its inputs with a row, or with the error that belongs to that sample
 
-ALL_KINDS = frozenset({"text", "image", "video"})
-MEDIA_KINDS = frozenset({"image", "video"})
+ALL_KINDS = frozenset({"text", "image", "video", "pdf"})
+MEDIA_KINDS = frozenset({"image", "video"})  # what has pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,37 @@ class SampleView(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ChildMedium:
+    """One medium that a splitter made.
+
+    name       for people, and for its extension. data: the encoded bytes.
+    transform  JSON {operator, version, parameters}: how it was made of the parent's medium number `of`.
+    """
+
+    kind: MediaKind
+    name: str
+    data: bytes
+    transform: str
+    of: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One child of a sample: a page, a clip. Its uid is `shards.sample.child_uid(parent, kind, *place)`, its key `<parent's>#page=3`.
+
+    kind    the word for it, the same for all that one splitter makes: "page", "clip".
+    place   where in the parent it lies: (page,), (start ms, end ms). No two children of a sample have the same.
+    damage  why it could not be made: then it has neither media nor texts, and is errored, so that it does not vanish.
+    """
+
+    kind: str
+    place: tuple[int, ...]
+    media: tuple[ChildMedium, ...] = ()
+    texts: Texts = field(default_factory=Texts)
+    damage: SampleError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One operator. A step file in curation/ ends with `STEP = Step(...)`; its name in a recipe is the module's.
 
@@ -89,6 +120,9 @@ class Step:
     level      annotators: "medium" = a row for each medium (stored as the first one's columns and `_more`), "sample" = one row.
     applies    kinds of sample it computes anything for; others get no row and their columns are NULL.
     open       annotators: (What, How) -> function over a batch of MediaView or SampleView; loads models. Called once in a child process.
+               splitters: the function takes SampleViews (level is "sample") and answers {"children": children}, an iterable of Child. It is
+               walked once, in order, before the next sample's, and only one child is held at a time: yield them as they are made. It may
+               raise a SampleError, which makes the whole sample errored; no child at all does so too. A splitter has no columns.
     reduce     globals: (What, population table with uid and the read columns) -> table keyed by uid. Pure; no order of rows matters.
     implied    globals: What -> rule that rejects (shown by `plan`; `rule: false` drops it), or None.
                Written over final names with `{prefix}` where the step's own begin: "{prefix}of is null"; the recipe fills it in.

@@ -33,12 +33,14 @@ V = TypeVar("V")
 class Room:
     """What all views of one child share. Pixels live here only while their chunk runs, and never more than `pixel_bytes` of them.
 
+    derived: the store in which a splitter's children get their bytes.
     A picture that had to make room for others is decoded again if a later step asks for it: memory is bounded, the answer is the same.
     """
 
     limits: Limits
     progress: Progress | None = None
     pixel_bytes: int = 1 << 30
+    derived: str = ""
     bytes_read: int = 0
     step: int = -1
     inputs: int = 1
@@ -107,8 +109,8 @@ class MediaView:
         return data
 
     def open(self) -> BinaryIO:
-        """The encoded bytes as a seekable file: from memory for an image, from the source for a video."""
-        if self.ref.kind == "image":
+        """The encoded bytes as a seekable file: from the source for a video, else from memory."""
+        if self.ref.kind != "video":
             return io.BytesIO(self.data())
         with self._room.decoding(self._row):
             return open_media(self.ref, self.limits)
@@ -116,7 +118,7 @@ class MediaView:
     def sha256(self) -> str:
         """64 hex digits over the encoded bytes; a video is hashed as it streams by."""
         if self._sha256 is None:
-            if self.ref.kind == "image":
+            if self.ref.kind != "video":
                 self._sha256 = hashlib.sha256(self.data()).hexdigest()
             else:
                 with self._room.decoding(self._row), open_media(self.ref, self.limits) as file:

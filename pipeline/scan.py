@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import get_args
 
 import duckdb
 import pyarrow as pa
@@ -14,7 +15,7 @@ import ray
 from curation.rows import texts_to_json
 from pipeline import cluster
 from pipeline.ledger import CONTAINERS, LISTING, RECORDS, Ledger, first, name, quote
-from shards.sample import Sample, digest_of, media_stamp, texts_fingerprint
+from shards.sample import MediaKind, Sample, digest_of, media_stamp, texts_fingerprint
 from shards.sources import FORMATS, Container, SourceSpec, list_containers, scan
 
 log = logging.getLogger("fovea")
@@ -74,9 +75,9 @@ def compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequ
 
 def _told(spec: SourceSpec, containers: Sequence[Container]) -> str:
     """What decides, besides a container's own bytes, which samples it gives: how the recipe reads it, and for records, whose ids are the
-    source's and not the file's, what lies beside it."""
+    source's and not the file's, what lies beside it. And the kinds of media, so that one learnt later is looked for in old places."""
     beside = [[c.name, c.stamp] for c in containers] if FORMATS[spec.format].records else []
-    return digest_of([dict(spec.fields), spec.where, spec.explode, dict(spec.options)], beside)
+    return digest_of([dict(spec.fields), spec.where, spec.explode, dict(spec.options), get_args(MediaKind)], beside)
 
 
 def overlay(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequence[SourceSpec]) -> Changes:

@@ -20,6 +20,7 @@ _LIMITS = {
     "image": {"pixels": "image_pixels", "bytes": "image_bytes"},
     "video": {"pixels": "video_pixels", "bytes": "video_bytes", "decoded_frames": "decoded_frames", "cpu_seconds": "cpu_seconds"},
     "text": {"chars": "text_chars"},
+    "pdf": {"bytes": "pdf_bytes", "pages": "pdf_pages"},
 }
 
 

@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-MediaKind = Literal["image", "video"]
-SampleKind = Literal["text", "image", "video", "mixed"]
+MediaKind = Literal["image", "video", "pdf"]
+SampleKind = Literal["text", "image", "video", "pdf", "mixed"]
 
 IMAGE_EXTENSIONS = frozenset(
     "jpg jpeg jpe jfif png webp gif bmp dib tif tiff avif heic heif jp2 j2k jpx jpf ico icns ppm pgm pbm pnm pcx tga sgi rgb xbm xpm psd "
     "dds fli flc svg".split()
 )
 VIDEO_EXTENSIONS = frozenset("mp4 m4v mov mkv webm avi mpg mpeg ts m2ts wmv flv 3gp ogv".split())
+PDF_EXTENSIONS = frozenset({"pdf"})
 
 MEDIA_REF_TYPE = pa.struct(
     [
@@ -28,6 +29,8 @@ MEDIA_REF_TYPE = pa.struct(
         pa.field("length", pa.int64(), nullable=False),
         pa.field("cell", pa.string()),
         pa.field("stamp", pa.string(), nullable=False),
+        pa.field("transform", pa.string()),
+        pa.field("original", pa.string()),
     ]
 )
 
@@ -36,13 +39,15 @@ MEDIA_REF_TYPE = pa.struct(
 class MediaRef:
     """Where the bytes of one medium lie. Rows carry these, never pixels.
 
-    kind   "image" or "video": by the extension of `name` (a guess of the source; the decoder has the last word).
+    kind   "image", "video" or "pdf": by the extension of `name` (a guess of the source; the decoder has the last word).
     name   how the source calls it, relative to the source's root; for people and for the extension. Never used as a path to write.
     path   absolute file path or fsspec URL of the file that holds the bytes (the medium itself, a tar, a Parquet file).
     offset first byte in `path`; -1 means the whole file.
     length bytes; -1 when unknown (a Parquet cell).
     cell   "<column>/<row group>/<row in group>" when `path` is a Parquet file, else None. The column may be "image.bytes" (struct field).
     stamp  cheap fingerprint: `stamp_of(size, mtime_ns or etag)` of the containing file, plus offset or cell for a part of it.
+    transform  JSON {operator, version, parameters} of what made these bytes from the original medium; None: they are the original ones.
+    original   sha256 of that original medium; None where there is no transform.
     """
 
     kind: MediaKind
@@ -52,13 +57,16 @@ class MediaRef:
     length: int
     stamp: str
     cell: str | None = None
+    transform: str | None = None
+    original: str | None = None
 
     def to_row(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("kind", "name", "path", "offset", "length", "cell", "stamp")}
+        return {field.name: getattr(self, field.name) for field in MEDIA_REF_TYPE}
 
     @staticmethod
     def from_row(row: Mapping[str, Any]) -> MediaRef:
-        return MediaRef(**{k: row[k] for k in ("kind", "name", "path", "offset", "length", "stamp", "cell")})
+        """Of `to_row`; rows written before there were transforms lack the last two fields."""
+        return MediaRef(**{field.name: row[field.name] for field in MEDIA_REF_TYPE if field.name in row})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,4 +163,6 @@ def media_kind(name: str) -> MediaKind | None:
         return "image"
     if extension in VIDEO_EXTENSIONS:
         return "video"
+    if extension in PDF_EXTENSIONS:
+        return "pdf"
     return None

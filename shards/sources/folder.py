@@ -19,7 +19,7 @@ from shards.sources.texts import beside_medium, decode_text, parse_json, role_fi
 log = logging.getLogger("fovea")
 
 ANNOTATIONS = frozenset(
-    "txt json jsonl ndjson csv tsv md rst xml yaml yml toml ini cfg log html htm css js py sh srt vtt ass lrc pdf doc docx xls xlsx "
+    "txt json jsonl ndjson csv tsv md rst xml yaml yml toml ini cfg log html htm css js py sh srt vtt ass lrc doc docx xls xlsx "
     "parquet arrow feather npy npz pkl pt pth safetensors onnx h5 hdf5 db sqlite tar tgz zip gz bz2 xz zst 7z rar "
     "md5 sha1 sha256 lock tmp part crdownload wav mp3 flac ogg m4a".split()
 )

@@ -91,8 +91,8 @@ class Units:
 
 
 def media_bytes(sample: Sample) -> int:
-    """What a sample's media count against a unit: images by their length, videos nothing (they are read by reference)."""
-    return sum(max(0, m.length) for m in sample.media if m.kind == "image")
+    """What a sample's media count against a unit: images and PDFs by their length, videos nothing (they are read by reference)."""
+    return sum(max(0, m.length) for m in sample.media if m.kind != "video")
 
 
 def damaged(source: str, key: str, what: str, unit: str = "", ordinal: int = 0) -> Sample:
