@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from curation.caption_cache import Cache, open_cache
+from curation.caption_engine import check_engine
 from curation.caption_reply import REFUSALS_VERSION, Reply, check_reply
 from curation.caption_request import Request, bounded, fill, places, reply_key
 from curation.models import Model, check_folder, kind_of, model_identity, refuse_remote_code
@@ -79,6 +80,8 @@ class CaptionHow(How):
     requests_per_minute  of all actors of one node together; 0 = no limit.
     timeout      seconds for one request.
     retries      further tries of one request.
+    tensor_parallel_size  of vllm: GPUs of one engine. max_model_len: its longest prompt and reply together, in tokens; 0 = the model's own.
+    engine_kwargs  of vllm: further arguments of its engine, such as gpu_memory_utilization. None that changes what the model says.
     cache        where replies are kept: "" = below $FOVEA_CACHE or ~/.cache/fovea · a file's path · "off" · a URL (s3://…, file://…): a
                  folder with one object a reply, for clusters.
     """
@@ -93,6 +96,9 @@ class CaptionHow(How):
     requests_per_minute: float = 0.0
     timeout: float = 120.0
     retries: int = 5
+    tensor_parallel_size: int = 1
+    max_model_len: int = 0
+    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
     cache: str = ""
 
     def __post_init__(self) -> None:
@@ -106,6 +112,7 @@ class CaptionHow(How):
             raise ValueError("a URL holds credentials: take them out, and give the key by `api_key_env`")
         if self.concurrency < 1 or self.timeout <= 0 or self.retries < 0 or self.requests_per_minute < 0:
             raise ValueError("concurrency is at least 1, timeout above 0, retries and requests_per_minute 0 or more")
+        check_engine(self)
 
 
 def load_backend(what: What, how: CaptionHow) -> Backend:
@@ -115,13 +122,24 @@ def load_backend(what: What, how: CaptionHow) -> Backend:
 
 
 def _open(what: What, how: CaptionHow) -> Callable[[Sequence[MediaView]], Sequence[Result]]:
-    backend, cache, model = load_backend(what, how), open_cache(how.cache), _model(what)
+    backend, cache, model = load_backend(what, how), open_cache(how.cache), model_of(what)
     return lambda views: answer(what, model, backend, cache, views)
 
 
-def answer(what: What, model: Sequence[str], backend: Backend, cache: Cache, views: Sequence[MediaView]) -> list[Result]:
-    """The rows of a batch. model: identity of the model, for the cache. The same question is asked once, however many ask it."""
-    results: dict[int, Result] = {}
+@dataclass(slots=True)
+class Asked:
+    """What the views of a batch ask. errors: by place, for those that ask nothing. keys: by place, of the others.
+    known: replies of the cache by key. requests: by key, in the order of the views: what must be asked, once each."""
+
+    errors: dict[int, SampleError]
+    keys: dict[int, str]
+    known: Mapping[str, Reply]
+    requests: dict[str, Request]
+
+
+def ask(what: What, model: Sequence[str], cache: Cache, views: Sequence[MediaView]) -> Asked:
+    """model: identity of the model, for the cache. The same question is asked once, however many ask it."""
+    errors: dict[int, SampleError] = {}
     prompts: dict[int, str] = {}
     keys: dict[int, str] = {}
     for place, view in enumerate(views):
@@ -129,41 +147,52 @@ def answer(what: What, model: Sequence[str], backend: Backend, cache: Cache, vie
             prompts[place] = fill(what.prompt, view.columns, what.max_prompt_chars)
             keys[place] = reply_key(what, model, view.sha256(), prompts[place])
         except SampleError as error:
-            results[place] = error
+            errors[place] = error
     known = cache.get(list(dict.fromkeys(keys.values())))
-    asked: dict[str, list[int]] = {}
+    asking: dict[str, list[int]] = {}
     for place, key in keys.items():
-        if key in known:
-            results[place] = check_reply(what, known[key])
-        else:
-            asked.setdefault(key, []).append(place)
-    requests: list[Request] = []
-    waiting: list[str] = []
-    for key, askers in asked.items():
+        if key not in known:
+            asking.setdefault(key, []).append(place)
+    requests: dict[str, Request] = {}
+    for key, askers in asking.items():
         view = views[askers[0]]
         try:
             pixels = bounded(view.image(), what.max_pixels)
         except SampleError as error:
-            results.update(dict.fromkeys(askers, error))
+            for place in askers:
+                errors[place] = error
+                del keys[place]
             continue
-        requests.append(Request(view.sample.uid, view.sha256(), prompts[askers[0]], pixels))
-        waiting.append(key)
-    if requests:
-        for number, found in backend(requests, views[0].alive):
-            if isinstance(found, Reply):
-                cache.put(waiting[number], found)
-            result = check_reply(what, found) if isinstance(found, Reply) else found
-            results.update(dict.fromkeys(asked[waiting[number]], result))
-    return [results[place] for place in range(len(views))]
+        requests[key] = Request(view.sample.uid, view.sha256(), prompts[askers[0]], pixels)
+    return Asked(errors, keys, known, requests)
 
 
-def _model(what: What) -> list[str]:
+def answer(what: What, model: Sequence[str], backend: Backend, cache: Cache, views: Sequence[MediaView]) -> list[Result]:
+    """The rows of a batch. model: identity of the model, for the cache."""
+    asked = ask(what, model, cache, views)
+    found: dict[str, Reply | SampleError] = dict(asked.known)
+    if asked.requests:
+        waiting = list(asked.requests)
+        for number, came in backend(list(asked.requests.values()), views[0].alive):
+            if isinstance(came, Reply):
+                cache.put(waiting[number], came)
+            found[waiting[number]] = came
+    results = {key: judged(what, came) for key, came in found.items()}
+    return [asked.errors[place] if place in asked.errors else results[asked.keys[place]] for place in range(len(views))]
+
+
+def judged(what: What, came: Reply | SampleError) -> Result:
+    return check_reply(what, came) if isinstance(came, Reply) else came
+
+
+def model_of(what: What) -> list[str]:
+    """Identity of the model, for the digest and the cache."""
     return model_identity(what.model, what.revision)
 
 
 def _identity(what: What) -> dict[str, Any]:
     """A directory stands for its content: the same model elsewhere gives the same rows."""
-    return {**asdict(what), "model": _model(what), "revision": "", "refusals": [REFUSALS_VERSION, *what.refusals]}
+    return {**asdict(what), "model": model_of(what), "revision": "", "refusals": [REFUSALS_VERSION, *what.refusals]}
 
 
 def _models(what: What) -> list[Model]:
