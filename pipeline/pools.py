@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,9 @@ from curation.group import GroupResult, GroupRunner
 from curation.program import Program, call_from_json
 from pipeline import cluster, payload
 from pipeline.recipe import StepOp
-from pipeline.work import Task, read_task
-from shards import errors
-from shards.errors import FoveaError, StepBug
+from pipeline.work import Task
+from shards.errors import FoveaError
 from shards.media import Limits
-
-ONWARD = "onward"
 
 
 class GroupActor:
@@ -40,15 +36,7 @@ class GroupActor:
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """One task or one payload of the pool before in, one payload out: {"payload": [bytes]}."""
         answers: list[GroupResult] = []
-        header: dict[str, Any] = {"costs": [], "media_opened": 0, "crashes": 0, "rows": 0}
-        before: dict[str, pa.Table] = {}
-        units: Iterable[pa.Table]
-        if "payload" in batch:
-            header, before = payload.decode(bytes(batch["payload"][0]))
-            units = _split_units(before.pop(ONWARD))
-        else:
-            units = read_task(Task(**{k: _plain(v[0]) for k, v in batch.items()}))
-            header["rows"] = int(batch["rows"][0])
+        header, before, units = payload.received(batch)
         try:
             for unit in units:
                 if "failure" in header or self._stopped():
@@ -59,13 +47,9 @@ class GroupActor:
                     if failure is not None:
                         raise failure
         except FoveaError as error:
-            header["failure"] = _failure(error)
-        for answer in answers:
-            header["costs"] += [{"digest": digest, **asdict(cost)} for digest, cost in answer.costs.items()]
-            header["media_opened"] += answer.media_opened
-            header["crashes"] += answer.crashes
-        tables = {**before, **_tables(answers, before)}
-        return {"payload": pa.array([payload.encode(header, tables)], pa.large_binary())}
+            header["failure"] = payload.failure(error)
+        payload.add_answers(header, answers)
+        return {"payload": pa.array([payload.encode(header, payload.joined(answers, before))], pa.large_binary())}
 
 
 def stream(
@@ -108,20 +92,7 @@ def stream(
                 flag.touch()
     if ended is not None:
         flag.unlink()
-        raise _error(ended)
-
-
-def _failure(error: FoveaError) -> dict[str, Any]:
-    """An error as JSON; inverse of `_error`."""
-    if isinstance(error, StepBug):
-        return {"type": "StepBug", "arguments": [error.step, error.uids, error.what]}
-    return {"type": type(error).__name__, "arguments": [str(error)]}  # tried often enough below: not `retryable` any more
-
-
-def _error(failure: Mapping[str, Any]) -> FoveaError:
-    kind = getattr(errors, failure["type"], FoveaError)
-    found: FoveaError = kind(*failure["arguments"])
-    return found
+        raise payload.error_of(ended)
 
 
 def program_to_json(program: Program) -> str:
@@ -130,28 +101,3 @@ def program_to_json(program: Program) -> str:
 
 def program_from_json(text: str) -> Program:
     return tuple(call_from_json(value) for value in json.loads(text))
-
-
-def _tables(answers: Sequence[GroupResult], before: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
-    """Answers of all units joined by ledger table; contents of the pool before stay in front."""
-    found: dict[str, list[pa.Table]] = {}
-    for answer in answers:
-        for digest, rows in answer.rows.items():
-            found.setdefault(f"step-{digest}", []).append(rows)
-        for digest, rows in answer.wide.items():
-            found.setdefault(f"wide-{digest}", []).append(rows)
-        found.setdefault("contents", []).append(answer.contents)
-        found.setdefault(ONWARD, []).append(answer.onward)
-    if "contents" in before and "contents" in found:
-        found["contents"].insert(0, before["contents"])
-    return {name: pa.concat_tables(parts) for name, parts in found.items()}
-
-
-def _split_units(rows: pa.Table) -> list[pa.Table]:
-    units = rows.column("unit").to_pylist()
-    borders = [i for i in range(len(units)) if i == 0 or units[i] != units[i - 1]] + [len(units)]
-    return [rows.slice(a, b - a) for a, b in pairwise(borders)]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
