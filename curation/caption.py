@@ -79,7 +79,7 @@ class CaptionHow(How):
     concurrency  requests at once, of one actor.
     requests_per_minute  of all actors of one node together; 0 = no limit.
     timeout      seconds for one request.
-    retries      further tries of one request.
+    retries      further tries of one request. backoff: seconds before the first of them, doubled before each other.
     tensor_parallel_size  of vllm: GPUs of one engine. max_model_len: its longest prompt and reply together, in tokens; 0 = the model's own.
     engine_kwargs  of vllm: further arguments of its engine, such as gpu_memory_utilization. None that changes what the model says.
     cache        where replies are kept: "" = below $FOVEA_CACHE or ~/.cache/fovea · a file's path · "off" · a URL (s3://…, file://…): a
@@ -96,6 +96,7 @@ class CaptionHow(How):
     requests_per_minute: float = 0.0
     timeout: float = 120.0
     retries: int = 5
+    backoff: float = 1.0
     tensor_parallel_size: int = 1
     max_model_len: int = 0
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -110,8 +111,8 @@ class CaptionHow(How):
             raise ValueError(f"backend {self.backend} asks no server; drop `url`, or write backend: openai")
         if has_credentials(self.url) or has_credentials(self.cache):
             raise ValueError("a URL holds credentials: take them out, and give the key by `api_key_env`")
-        if self.concurrency < 1 or self.timeout <= 0 or self.retries < 0 or self.requests_per_minute < 0:
-            raise ValueError("concurrency is at least 1, timeout above 0, retries and requests_per_minute 0 or more")
+        if self.concurrency < 1 or self.timeout <= 0 or min(self.retries, self.backoff, self.requests_per_minute) < 0:
+            raise ValueError("concurrency is at least 1, timeout above 0; retries, backoff and requests_per_minute are 0 or more")
         check_engine(self)
 
 
