@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, cast
 
-import fsspec
 import pyarrow as pa
 
 from shards.cells import read_cell
 from shards.errors import InfrastructureError, LimitError, SourceError
 from shards.media import Limits
 from shards.paths import is_url, to_local
+from shards.remote import open_url
 from shards.sample import MediaRef
 
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO}
@@ -52,7 +52,7 @@ def open_media(ref: MediaRef, limits: Limits) -> BinaryIO:
     _check_limit(ref, ref.length, limits)
     _count()
     with _failures(ref):
-        file, size = _open_remote(ref.path) if is_url(ref.path) else _open_local(ref)
+        file, size = open_url(ref.path) if is_url(ref.path) else _open_local(ref)
     try:
         if ref.offset >= 0:
             if ref.length < 0 or ref.offset + ref.length > size:
@@ -119,13 +119,6 @@ def _open_local(ref: MediaRef) -> tuple[BinaryIO, int]:
         raise
 
 
-def _open_remote(path: str) -> tuple[BinaryIO, int]:
-    fs, place = fsspec.core.url_to_fs(path)
-    size = int(fs.info(place)["size"])
-    # some drivers hand out the very buffer that they store, with one position for all readers
-    return (io.BytesIO(fs.cat_file(place)) if fs.protocol == "memory" else cast(BinaryIO, fs.open(place, "rb"))), size
-
-
 def _cell(ref: MediaRef, limits: Limits) -> bytes:
     _check_limit(ref, ref.length, limits)
     _count()
@@ -141,7 +134,7 @@ def _cell(ref: MediaRef, limits: Limits) -> bytes:
 
 
 def _check_limit(ref: MediaRef, size: int, limits: Limits) -> None:
-    limit = limits.image_bytes if ref.kind == "image" else limits.video_bytes
+    limit = limits.bytes_of(ref.kind)
     if size > limit:
         raise LimitError(f"{_where(ref)} has {size:,} bytes, more than limits.{ref.kind}.bytes = {limit:,}")
 
@@ -167,6 +160,9 @@ def _failures(ref: MediaRef) -> Iterator[None]:
             raise
         raise SourceError(f"{_where(ref)!r} cannot be a file's name") from error
     except OSError as error:
+        if ref.transform is not None:  # our own file, which no source can have taken away
+            told = f"{_where(ref)}, made by this run from another medium, cannot be read: {error.strerror or error}"
+            raise InfrastructureError(f"{told}; bring the run's folder `derived` back, or start a new run directory") from error
         # pyarrow reports damaged pages as OSError without a number: that is the file's fault, not the disk's
         if error.errno in GONE or isinstance(error, (FileNotFoundError, PermissionError)) or (error.errno is None and ref.cell is not None):
             raise SourceError(f"{_where(ref)} cannot be read: {error.strerror or error}") from error

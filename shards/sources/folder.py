@@ -6,13 +6,15 @@ has the last word: a crawl's `image.bin` or a name without extension gets a verd
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shards.errors import InfrastructureError, SourceError
 from shards.paths import absolute, printable, to_local, to_text
 from shards.sample import MediaRef, Sample, digest_of, media_kind, uid_of
-from shards.sources.files import BELONGS_TO_SOURCE, File, Folder, list_folder, open_file, stat_file, walk
+from shards.sources import downloads
+from shards.sources.files import BELONGS_TO_SOURCE, File, Folder, is_folder, list_folder, open_file, stat_file, walk
 from shards.sources.spec import DAMAGE, RECORD_BYTES, Container, Format, SourceSpec, Units, damaged, media_bytes
 from shards.sources.texts import beside_medium, decode_text, parse_json, role_fields, texts_of
 
@@ -27,24 +29,34 @@ ANNOTATIONS = frozenset(
 
 def list_folders(spec: SourceSpec) -> Iterator[Container]:
     """A container for each folder that holds media, or that cannot be listed; its stamp is over names, sizes and times of all its files."""
+    records: dict[str, File] = {}  # Parquet files met so far, by the name of the folder that they may be about
     for folder in walk(absolute(spec.path)):
+        record = records.pop(folder.name, None)
         if folder.fault is not None:
             yield Container(printable(folder.name) or ".", to_text(folder.path), 0, digest_of(folder.fault), external=False)
             continue
         media, _, ignored = _sorted_out(folder)
         if ignored:
             log.info("%s: %d files are neither media nor beside a medium: ignored", printable(folder.path), len(ignored))
-        if media:
-            stamp = digest_of([[printable(f.name), f.size, f.tag] for f in folder.files])
+        if media or record is not None:
+            stamp = digest_of([[printable(f.name), f.size, f.tag] for f in folder.files], *([record.stamp] if record else []))
             yield Container(printable(folder.name) or ".", to_text(folder.path), sum(f.size for f in folder.files), stamp, external=False)
+        if downloads.wanted(spec):
+            records |= {f.name[: -len(downloads.SUFFIX)]: f for f in folder.files if f.name.endswith(downloads.SUFFIX)}
+    for name, record in records.items():  # nothing of it was fetched, so its folder is not there
+        if downloads.is_record_file(record.path):
+            path = record.path[: -len(downloads.SUFFIX)]
+            yield Container(printable(name), path, 0, digest_of(record.stamp), external=False)
 
 
 def scan_folder(spec: SourceSpec, container: Container) -> Iterator[Sample]:
-    """A sample for each medium in one folder, by name."""
+    """A sample for each medium in one folder, by name, then what a record of downloads beside it lists and the folder lacks."""
     root, path = absolute(spec.path), to_local(container.path)
     units = Units(container.name)
+    name = path[len(root) :].strip("/")
+    record = downloads.twin_of(container.path) if name and downloads.wanted(spec) else None
     try:
-        folder = list_folder(path, path[len(root) :].strip("/"))
+        folder = Folder(name, path, ()) if record is not None and not is_folder(path) else list_folder(path, name)
     except BELONGS_TO_SOURCE as error:
         unit, ordinal = units.place(0)
         yield damaged(
@@ -58,6 +70,11 @@ def scan_folder(spec: SourceSpec, container: Container) -> Iterator[Sample]:
         sample = _sample(spec, file, sidecars)
         unit, ordinal = units.place(media_bytes(sample))
         yield Sample(sample.uid, spec.name, sample.key, unit, ordinal, sample.media, sample.texts, sample.damage)
+    if record is not None:
+        endings = Counter(file.name.rpartition(".")[2] for file in media)
+        ending = min(endings, key=lambda e: (-endings[e], e), default="jpg")
+        present = {_stem(file.name).rpartition("/")[2] for file in media}
+        yield from downloads.not_there(spec, units, record, present, container.name, f".{ending}")
 
 
 def _sorted_out(folder: Folder) -> tuple[list[File], Mapping[tuple[str, str], File], list[File]]:
@@ -119,4 +136,4 @@ def _content(sidecar: File) -> bytes:
         raise InfrastructureError(f"reading {sidecar.path} failed: {error}; mend the disk or network, then run again") from error
 
 
-FORMAT = Format(list_folders, scan_folder, ())
+FORMAT = Format(list_folders, scan_folder, (), options=("downloads",))

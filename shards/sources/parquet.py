@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.cells import BATCH_BYTES, open_parquet, read_cell
+from shards.cells import BATCH_BYTES, forget, open_parquet, read_cell
 from shards.errors import RecipeError, SourceError
 from shards.paths import printable
 from shards.sample import MediaKind, MediaRef, Sample, digest_of, media_kind, stamp_of
+from shards.sources import downloads
 from shards.sources.files import File, find_files, stat_file
 from shards.sources.jsonmedia import media_refs, media_root
 from shards.sources.records import Media, Record, scan_records
@@ -27,9 +28,9 @@ from shards.sources.spec import ROLES, Container, Format, SourceSpec
 from shards.sources.texts import clean
 
 SUFFIXES = (".parquet",)
-MEDIA_ROLES: tuple[tuple[str, MediaKind], ...] = (("image", "image"), ("images", "image"), ("video", "video"))
+MEDIA_ROLES: tuple[tuple[str, MediaKind], ...] = (("image", "image"), ("images", "image"), ("video", "video"), ("pdf", "pdf"))
 BINARY_NAMES = frozenset(
-    "image images img jpg jpeg png webp picture photo image_bytes bytes content video videos mp4 webm video_bytes".split()
+    "image images img jpg jpeg png webp picture photo image_bytes bytes content video videos mp4 webm video_bytes pdf pdf_bytes".split()
 )
 PATH_NAMES = frozenset("image images video videos file file_name filename image_path video_path path".split())
 DAMAGES = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError)
@@ -73,6 +74,8 @@ def list_parquet(spec: SourceSpec) -> Iterator[Container]:
 def scan_parquet(spec: SourceSpec, container: Container) -> Iterator[Sample]:
     """A sample for each row; units do not cross row groups. Raises RecipeError for `fields` that the file does not have."""
     _, files = find_files(spec.path, lambda name: name.endswith(SUFFIXES))
+    if downloads.is_record_file(container.path):
+        spec = replace(spec, fields={"id": "key", **spec.fields})
     siblings = [Container(printable(f.name), f.path, f.size, f.stamp, external=True) for f in files]  # no footer is needed to know the ids
     return scan_records(spec, container, siblings, _read, _build)
 
@@ -80,6 +83,7 @@ def scan_parquet(spec: SourceSpec, container: Container) -> Iterator[Sample]:
 def _read(spec: SourceSpec, container: Container, fields: frozenset[str] | None = None) -> Iterator[Record]:
     try:
         file = stat_file(container.path)
+        forget(file.path)
         parquet = open_parquet(file.path)
         columns = _media_columns(spec, parquet.schema_arrow, file.path)
     except (SourceError, *DAMAGES) as error:
@@ -87,10 +91,11 @@ def _read(spec: SourceSpec, container: Container, fields: frozenset[str] | None 
             raise
         yield Record(container.path, "file", damage=f"{container.path}: no readable Parquet file: {error}")
         return
-    valued = frozenset(c.name for c in columns if not c.inline or c.many or _may_be_null(parquet, c))
+    told = downloads.is_record(parquet.schema_arrow)  # then the status says which rows have no picture
+    valued = frozenset(c.name for c in columns if not c.inline or c.many or (not told and _may_be_null(parquet, c)))
     for group in range(parquet.metadata.num_row_groups):
         try:
-            yield from _read_group(file, parquet, group, columns, valued, fields)
+            yield from _read_group(spec, file, parquet, group, columns, valued, fields)
         except DAMAGES as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -99,9 +104,16 @@ def _read(spec: SourceSpec, container: Container, fields: frozenset[str] | None 
 
 
 def _read_group(
-    file: File, parquet: pq.ParquetFile, group: int, columns: list[_Column], valued: frozenset[str], wanted: frozenset[str] | None
+    spec: SourceSpec,
+    file: File,
+    parquet: pq.ParquetFile,
+    group: int,
+    columns: list[_Column],
+    valued: frozenset[str],
+    wanted: frozenset[str] | None,
 ) -> Iterator[Record]:
     """The rows of a group. `valued`: media columns whose values are read; `wanted`: the only fields asked for, without any media."""
+    told = downloads.is_record(parquet.schema_arrow)
     rows = parquet.metadata.row_group(group).num_rows
     media = {c.name for c in columns}
     names = [n for n in parquet.schema_arrow.names if n in valued or n not in media]
@@ -119,13 +131,15 @@ def _read_group(
     for values in batches:
         for value in values:
             cells = [cell for c in columns for cell in _cells(c, value.get(c.name), group, row, c.name in valued)]
+            failed = bool(told and columns and value["status"] != downloads.SUCCESS)
             fields = {k: v for k, v in value.items() if k not in media}
             fields = {k: clean(v) for k, v in fields.items() if not isinstance(v, bytes)}
             where = f"{file.path}: row {row} of row group {group}"
             content = partial(_content, file.path, value if not columns else fields, cells)
-            place = (file, cells)
-            yield Record(where, "", fields, None, content, size=heavy, media_bytes=inline, group=group, place=place)
+            place = (file, [] if failed else cells, failed)
             row += 1
+            if not failed or downloads.wanted(spec):
+                yield Record(where, "", fields, None, content, size=heavy, media_bytes=inline, group=group, place=place)
 
 
 def _cells(column: _Column, value: Any, group: int, row: int, valued: bool) -> Iterator[_Cell]:
@@ -144,7 +158,9 @@ def _cells(column: _Column, value: Any, group: int, row: int, valued: bool) -> I
 
 
 def _build(spec: SourceSpec, container: Container, record: Record) -> Media:
-    file, cells = record.place
+    file, cells, failed = record.place
+    if failed:
+        raise SourceError(f"{record.where}: {record.fields.get('key')} {downloads.fate(record.fields)}")
     refs: list[MediaRef] = []
     for cell in cells:
         if cell.cell is None:
@@ -186,7 +202,7 @@ def _media_columns(spec: SourceSpec, schema: pa.Schema, path: str) -> list[_Colu
     taken = {v for v in spec.fields.values() if v is not None}
     sniffed: list[_Column] = []
     for item in schema:
-        column = _column(item, "video" if "video" in item.name.lower() or item.name.lower() in ("mp4", "webm") else "image")
+        column = _column(item, _kind(item.name.lower()))
         if column is None or item.name in taken:
             continue
         names = BINARY_NAMES if column.inline else PATH_NAMES
@@ -194,6 +210,13 @@ def _media_columns(spec: SourceSpec, schema: pa.Schema, path: str) -> list[_Colu
             sniffed.append(column)
     inline = [c for c in sniffed if c.inline]
     return inline or sniffed  # beside bytes, a column of paths says where they came from
+
+
+def _kind(name: str) -> MediaKind:
+    """What a column's name says of its media, where no file's name does."""
+    if "video" in name or name in ("mp4", "webm"):
+        return "video"
+    return "pdf" if "pdf" in name else "image"
 
 
 def _column(item: pa.Field, kind: MediaKind) -> _Column | None:
@@ -210,11 +233,11 @@ def _column(item: pa.Field, kind: MediaKind) -> _Column | None:
 
 
 def _is_binary(kind: pa.DataType | None) -> bool:
-    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _is_text(kind: pa.DataType | None) -> bool:
-    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _may_be_null(parquet: pq.ParquetFile, column: _Column) -> bool:
@@ -242,6 +265,6 @@ FORMAT = Format(
     scan_parquet,
     SUFFIXES,
     roles=(*ROLES, "id", *(role for role, _ in MEDIA_ROLES)),
-    options=("media_root", "allow_outside"),
+    options=("media_root", "allow_outside", "downloads"),
     records=True,
 )

@@ -121,18 +121,45 @@ def _conversations(value: Any, name: str, where: str) -> tuple[Mapping[str, str]
         return ()
     if isinstance(value, str):
         value = parse_json(value.encode("utf-8", "surrogatepass"), f"{where}: field {name!r}")
+    if isinstance(value, Mapping):
+        value = _rows(value)  # a list of objects as Hugging Face's Sequence stores it: an object of lists
     if not isinstance(value, (list, tuple)):
         raise SourceError(f"{where}: field {name!r} is {_kind(value)}, not a list of messages; {MEND}")
     messages: list[Mapping[str, str]] = []
     for n, message in enumerate(value):
         if not isinstance(message, Mapping):
             raise SourceError(f"{where}: message {n} of {name!r} is {_kind(message)}, not an object")
+        pair = [("human", message.get("user")), ("gpt", message.get("assistant"))]
+        if all(isinstance(said, str) for _, said in pair):
+            messages += [{"from": speaker, "value": _text(said, f"{name}[{n}]", where) or ""} for speaker, said in pair]
+            continue
         speaker = message.get("from", message.get("role"))
-        said = _text(message.get("value", message.get("content")), f"{name}[{n}].value", where)
+        said = _text(_joined(message.get("value", message.get("content"))), f"{name}[{n}].value", where)
         if not isinstance(speaker, str) or speaker not in SPEAKERS or said is None:
             raise SourceError(f"{where}: message {n} of {name!r} needs 'from' (human, gpt, system) and 'value'")
         messages.append({"from": SPEAKERS[speaker], "value": said})
     return tuple(messages)
+
+
+def _rows(columns: Mapping[str, Any]) -> Any:
+    """An object of equally long lists as a list of objects; anything else as it is."""
+    lists = [v for v in columns.values() if isinstance(v, (list, tuple))]
+    if not columns or len(lists) < len(columns) or len({len(v) for v in lists}) > 1:
+        return columns
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _joined(content: Any) -> Any:
+    """What a message says where it is a list of parts {type: text, text} and {type: image}: a text with tags; anything else as it is."""
+    if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
+        return content
+    said = []
+    for part in content:
+        kind = part.get("type")
+        if kind not in ("text", "image", "video"):
+            return content
+        said.append(f"<{kind}>" if kind != "text" else part.get("text"))
+    return "".join(said) if all(isinstance(text, str) for text in said) else content
 
 
 def _kind(value: Any) -> str:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from shards.errors import InfrastructureError, SourceError
-from shards.paths import printable
-from shards.sample import MediaRef, Sample, media_kind, stamp_of, uid_of
-from shards.sources.files import File, find_files, open_file, stat_file
+from shards.paths import absolute, printable
+from shards.sample import MediaRef, Sample, digest_of, media_kind, stamp_of, uid_of
+from shards.sources import downloads
+from shards.sources.files import File, find_files, is_folder, open_file, stat_file
 from shards.sources.spec import DAMAGE, RECORD_BYTES, Container, Format, SourceSpec, Units, damaged, media_bytes
 from shards.sources.tarscan import Member, TarDamage, tar_members
 from shards.sources.texts import beside_medium, decode_text, parse_json, role_fields, texts_of
@@ -34,15 +35,22 @@ class _Group:
 
 
 def list_tars(spec: SourceSpec) -> Iterator[Container]:
-    """A container for each tar."""
-    _, files = find_files(spec.path, lambda name: name.endswith(SUFFIXES))
+    """A container for each tar, with the Parquet file beside it."""
+    suffixes = (*SUFFIXES, downloads.SUFFIX) if downloads.wanted(spec) else SUFFIXES
+    _, files = find_files(spec.path, lambda name: name.endswith(suffixes))
+    beside = {file.path: file for file in files if file.name.endswith(downloads.SUFFIX)}
+    listed = not downloads.wanted(spec) or is_folder(absolute(spec.path))  # then there is none that was not found
     for file in files:
-        yield Container(printable(file.name), file.path, file.size, file.stamp, external=False)
+        if file.name.endswith(SUFFIXES):
+            record = beside.get(downloads.twin_name(file.path)) if listed else downloads.twin_of(file.path)
+            stamp = file.stamp if record is None else digest_of(file.stamp, record.stamp)
+            yield Container(printable(file.name), file.path, file.size, stamp, external=False)
 
 
 def scan_tar(spec: SourceSpec, container: Container) -> Iterator[Sample]:
-    """The samples of one tar, in its order."""
+    """The samples of one tar, in its order, then what a record of downloads beside it lists and the tar lacks."""
     units = Units(container.name)
+    present: set[str] = set()
     damage_key = f"{container.name}/{DAMAGE}"
     try:
         file = stat_file(container.path)
@@ -52,6 +60,7 @@ def scan_tar(spec: SourceSpec, container: Container) -> Iterator[Sample]:
             if repeated:
                 log.warning("%s: %d keys occur more than once; each such sample's key ends in its content's hash", file.path, len(repeated))
             done: set[str] = set()
+            present = {g.key.rpartition("/")[2] for g in groups}
             for group in groups:
                 key = f"{container.name}/{printable(group.key)}"
                 if group.key in repeated:
@@ -72,6 +81,8 @@ def scan_tar(spec: SourceSpec, container: Container) -> Iterator[Sample]:
     if damage is not None:
         unit, ordinal = units.place(0)
         yield damaged(spec.name, damage_key, damage, unit, ordinal)
+    if downloads.wanted(spec) and (record := downloads.twin_of(container.path)) is not None:
+        yield from downloads.not_there(spec, units, record, present, container.name)
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -156,4 +167,4 @@ def _content(tar: BinaryIO, group: _Group) -> str:
     return digest.hexdigest()[:12]
 
 
-FORMAT = Format(list_tars, scan_tar, SUFFIXES)
+FORMAT = Format(list_tars, scan_tar, SUFFIXES, options=("downloads",))
