@@ -186,7 +186,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = '"' if not isinstance(plain(value), str) else "|" if "\n" in value else None
+    lines = value.split("\n")
+    simple = isinstance(plain(value), str) and all(line.isprintable() for line in lines)
+    style = '"' if not simple else "|" if len(lines) > 1 else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

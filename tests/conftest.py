@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.curation.hub_server import Hub, running
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("FOVEA_RETRY_PAUSES", "0,0")  # another try comes as in a run, but at once
@@ -27,3 +30,26 @@ def qwen_tokenizer_dir() -> Path:
     if not (path / "tokenizer.json").is_file():
         pytest.skip(f"TOKENIZER ABSENT: {path} is not there (set FOVEA_TEST_MODELS)")
     return path
+
+
+@pytest.fixture
+def model_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The model hub that huggingface_hub asks: one in miniature, with an empty cache of its own."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FOVEA_CACHE", str(tmp_path / "fovea"))
+    with running() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}")
+        yield found
+
+
+@pytest.fixture
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model hub answers, and nothing is in its cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setenv("FOVEA_CACHE", str(tmp_path / "fovea"))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from curation import fetch, hub
 from curation.models import (
@@ -22,27 +20,9 @@ from curation.models import (
     model_identity,
 )
 from shards.errors import InfrastructureError
-from tests.curation.hub_server import Hub, running
+from tests.curation.hub_server import Hub
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}", "run.py": b"print()", "onnx/model.json": b"{}"}
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The hub that huggingface_hub asks, and an empty cache of its own."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("FOVEA_CACHE", str(tmp_path / "fovea"))
-    with running() as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", found.url + "/{repo_id}/resolve/{revision}/{filename}")
-        yield found
-
-
-@pytest.fixture
-def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setenv("FOVEA_CACHE", str(tmp_path / "fovea"))
 
 
 def folder_of(path: Path, files: dict[str, bytes]) -> Path:
@@ -133,40 +113,40 @@ def test_a_missing_directory_and_a_package_that_is_not_there() -> None:
     assert local_folder("package:huggingface_hub", needs=("__init__.py",), wants=()).name == "huggingface_hub"
 
 
-def test_a_hub_model_is_downloaded_once_without_python_and_other_engines(server: Hub) -> None:
-    commit = server.put("org/model", FILES)
+def test_a_hub_model_is_downloaded_once_without_python_and_other_engines(model_hub: Hub) -> None:
+    commit = model_hub.put("org/model", FILES)
     assert hub.cached_commit("org/model") is None
     assert hub.asked_commit("org/model") == commit
     assert download_size("org/model") == sum(len(FILES[n]) for n in ("config.json", "model.safetensors", "tokenizer.json"))
     folder = local_folder("org/model")
     assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert hub.cached_commit("org/model") == commit
-    server.asked.clear()
+    model_hub.asked.clear()
     assert local_folder("org/model", commit) == local_folder("org/model") == folder
-    assert server.asked == []
-    moved = server.put("org/model", {**FILES, "model.safetensors": b"newer"})
+    assert model_hub.asked == []
+    moved = model_hub.put("org/model", {**FILES, "model.safetensors": b"newer"})
     assert (hub.asked_commit("org/model"), hub.cached_commit("org/model")) == (moved, commit)
     assert (local_folder("org/model", moved) / "model.safetensors").read_bytes() == b"newer"
     assert model_identity("org/model", commit) == ["hub", "org/model", commit]
 
 
-def test_python_of_a_hub_model_is_refused_before_its_weights_are_downloaded(server: Hub) -> None:
-    server.put("org/model", {**FILES, "config.json": b'{"auto_map": {"AutoModel": "run.Model"}}'})
+def test_python_of_a_hub_model_is_refused_before_its_weights_are_downloaded(model_hub: Hub) -> None:
+    model_hub.put("org/model", {**FILES, "config.json": b'{"auto_map": {"AutoModel": "run.Model"}}'})
     with pytest.raises(InfrastructureError, match="`remote_code: true`"):
         local_folder("org/model")
-    assert not [path for path in server.asked if "safetensors" in path]
+    assert not [path for path in model_hub.asked if "safetensors" in path]
     assert (local_folder("org/model", remote_code=True) / "run.py").read_bytes() == FILES["run.py"]
 
 
 @pytest.mark.parametrize(("model", "revision", "told"), [("org/none", "", "not on the hub"), ("org/model", "v9", "no such revision")])
-def test_what_the_hub_does_not_have(server: Hub, model: str, revision: str, told: str) -> None:
-    server.put("org/model", FILES)
+def test_what_the_hub_does_not_have(model_hub: Hub, model: str, revision: str, told: str) -> None:
+    model_hub.put("org/model", FILES)
     with pytest.raises(InfrastructureError, match=told):
         local_folder(model, revision)
     assert download_size(model, revision) is None
 
 
-@pytest.mark.usefixtures("no_network")
+@pytest.mark.usefixtures("no_hub")
 def test_without_a_network_the_mend_is_said(tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError, match=r"give a directory, or fill the cache with `hf download org/model --revision v1`"):
         local_folder("org/model", "v1")
@@ -179,15 +159,15 @@ def test_without_a_network_the_mend_is_said(tmp_path: Path) -> None:
         local_folder("org/model", commit)
 
 
-def test_a_file_from_a_url(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = server.put("org/heads", {"head.pth": b"a linear head"})
-    url, digest = f"{server.url}/org/heads/resolve/{commit}/head.pth", hashlib.sha256(b"a linear head").hexdigest()
+def test_a_file_from_a_url(model_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = model_hub.put("org/heads", {"head.pth": b"a linear head"})
+    url, digest = f"{model_hub.url}/org/heads/resolve/{commit}/head.pth", hashlib.sha256(b"a linear head").hexdigest()
     assert download_size(url) == 13
     path = local_file(url, digest.upper())
     assert (path.name, path.read_bytes()) == ("head.pth", b"a linear head")
-    server.asked.clear()
+    model_hub.asked.clear()
     assert local_file(url) == path
-    assert server.asked == []
+    assert model_hub.asked == []
     assert model_identity(url, sha256=digest) == model_identity(str(path)) == ["file", digest]
     with pytest.raises(InfrastructureError, match=f"its sha256 is {digest}, expected is 00"):
         local_file(url, "00" * 32)
@@ -195,11 +175,11 @@ def test_a_file_from_a_url(server: Hub, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(InfrastructureError, match="larger than 12 bytes"):
         fetch.fetched(url, "", tmp_path / "small", bound=12)
     with pytest.raises(InfrastructureError, match=r"head2\.pth could not be downloaded to .*404"):
-        local_file(f"{server.url}/org/heads/resolve/{commit}/head2.pth?token=secret")
+        local_file(f"{model_hub.url}/org/heads/resolve/{commit}/head2.pth?token=secret")
     assert not [p for p in (tmp_path / "small").rglob("*") if p.is_file()]
 
 
-def test_a_url_that_nobody_answers(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_that_nobody_answers(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
     with pytest.raises(InfrastructureError, match="give the path of the file") as caught:
         local_file("http://127.0.0.1:9/head.pth?token=secret")
