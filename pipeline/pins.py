@@ -13,6 +13,7 @@ from typing import Any
 from curation import hub
 from curation.models import Model
 from curation.step import Step
+from curation.tags import resolved
 from shards.errors import InfrastructureError, LedgerError
 from shards.store import Store
 
@@ -22,7 +23,7 @@ FORMAT = "fovea-models/1"
 
 @dataclass(slots=True)
 class Pins:
-    """known   model and revision as the recipe gives it ("org/name@", "org/name@main") → commit; "" = served elsewhere, not pinned.
+    """known   model and revision as the recipe gives it ("org/name@", "timm:resnet18 pretrained:@") → commit; "" = served, not pinned.
     look    whether a model that is not known yet is looked up in the local cache and then on the hub.
     """
 
@@ -30,12 +31,14 @@ class Pins:
     look: bool = False
 
     def commit(self, model: Model) -> str | None:
-        """The commit of a hub model; None where it is not known and is not to be looked up. Raises InfrastructureError with the mend."""
+        """The commit of a hub's model, or of a tag that stands for one; None where it is not known and is not to be looked up,
+        and for what is not on the hub. Raises InfrastructureError with the mend.
+        """
         if hub.is_commit(model.revision):
             return model.revision
         key = f"{model.id}@{model.revision}"
-        if key not in self.known and self.look:
-            self.known[key] = hub.cached_commit(model.id, model.revision) or hub.asked_commit(model.id, model.revision)
+        if key not in self.known and self.look and (there := resolved(model)).kind == "hub":
+            self.known[key] = hub.cached_commit(there.id, there.revision) or hub.asked_commit(there.id, there.revision)
         return self.known.get(key)
 
     def served(self, model: Model) -> str | None:
@@ -53,7 +56,7 @@ def pinned(step: Step, what: Any, how: Any, pins: Pins) -> Any:
     own = {f.name for f in fields(what)}
     changes: dict[str, str] = {}
     for model in step.models(what):
-        if model.kind != "hub" or model.field not in own:
+        if model.kind not in ("hub", "library") or model.field not in own:
             continue
         try:
             commit = find(model)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from curation import hub
 from curation.models import Model, download_size, fetched_file, local_file, local_folder, missing_files
+from curation.tags import resolved
 from pipeline.recipe import Recipe, StepOp
 from shards.errors import InfrastructureError
 
@@ -58,7 +59,7 @@ def model_states(recipe: Recipe) -> list[ModelState]:
     found: dict[tuple[Model, bool], list[str]] = {}
     for op in _steps(recipe):
         for model in op.models:
-            found.setdefault((model, op.served), []).append(op.name)
+            found.setdefault((model if op.served else resolved(model), op.served), []).append(op.name)
     return [_state(model, served, tuple(steps)) for (model, served), steps in found.items()]
 
 

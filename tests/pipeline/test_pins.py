@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from curation.models import Kind, Model
+from curation.tags import resolved, tag_model
 from pipeline import cluster
 from pipeline.cli import app
 from pipeline.curate import curate
@@ -27,11 +28,11 @@ FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 100_000}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def write(folder: Path, **parameters: Any) -> Path:
+def write(folder: Path, op: str = MODELLED, **parameters: Any) -> Path:
     (folder / "t.jsonl").write_text('{"id": "1", "text": "a"}\n')
     lines = "".join(f"      {key}: {json.dumps(value)}\n" for key, value in parameters.items())
     source = f"  - {{name: t, format: manifest, path: {folder / 't.jsonl'}}}"
-    (folder / "r.yaml").write_text(f"name: r\nsources:\n{source}\nsteps:\n  - {MODELLED}:\n      as: m\n{lines}")
+    (folder / "r.yaml").write_text(f"name: r\nsources:\n{source}\nsteps:\n  - {op}:\n      as: m\n{lines}")
     return folder / "r.yaml"
 
 
@@ -166,3 +167,20 @@ def test_what_is_said_of_each_kind(tmp_path: Path, model_hub: Hub) -> None:
         "url": "will be downloaded, size unknown: its server does not say, or cannot be reached",
         "package": "missing: package:nothing is not installed; pip install nothing",
     }
+
+
+def test_a_tag_of_timm_is_pinned_as_the_repository_it_stands_for(tmp_path: Path, model_hub: Hub) -> None:
+    commit = model_hub.put("timm/resnet18.a1_in1k", FILES)
+    path, run = write(tmp_path, "embed", model="timm:resnet18", weights="pretrained:a1_in1k"), tmp_path / "run"
+    recipe = load_recipe(path, run=run)
+    (op,) = recipe.ops
+    assert isinstance(op, StepOp)
+    assert (op.what.revision, recipe.pins) == (commit, {"timm:resnet18 pretrained:a1_in1k@": commit})
+    (state,) = model_states(recipe)
+    assert (state.model.id, state.model.revision, state.state, state.bytes) == ("timm/resnet18.a1_in1k", commit, "download", 700_002)
+    keep_in_run(open_store(str(run)), recipe)
+    model_hub.asked.clear()
+    assert load_run_recipe(open_store(str(run))).digest == recipe.digest
+    assert model_hub.asked == []
+    found = resolved(tag_model("open_clip:ViT-L-14", "openai"))  # known by its size, but nothing of ours pins it
+    assert (found.id, found.kind, found.field) == ("timm/vit_large_patch14_clip_224.openai", "hub", "")
