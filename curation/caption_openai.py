@@ -87,15 +87,15 @@ def answers(server: Server, requests: Sequence[Request], alive: Callable[[], Non
         session = runner.run(_session(server))
         pending: set[Task] = set()
         try:
-            gate = asyncio.Semaphore(server.how.concurrency)
+            gate = _Gate(asyncio.Semaphore(server.how.concurrency))
             places = {runner.get_loop().create_task(_gated(gate, server, session, request)): i for i, request in enumerate(requests)}
             pending = set(places)
             while pending:
                 done, pending = runner.run(_some(pending))
                 alive()
-                failed = [task for task in done if task.exception() is not None]
+                failed = [task for task in done if task.cancelled() or task.exception() is not None]
                 yield from ((places[task], task.result()) for task in done if task not in failed)
-                for task in failed:
+                for task in sorted(failed, key=asyncio.Task.cancelled):
                     task.result()
         finally:
             runner.run(_end(session, pending))
@@ -179,9 +179,23 @@ async def _session(server: Server) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(headers=server.headers(), connector=aiohttp.TCPConnector(limit=server.how.concurrency))
 
 
-async def _gated(gate: asyncio.Semaphore, server: Server, session: aiohttp.ClientSession, request: Request) -> Reply | SampleError:
-    async with gate:
-        return await ask(server, session, request)
+@dataclass(slots=True)
+class _Gate:
+    """Lets so many through at once, and nobody more once it is shut."""
+
+    places: asyncio.Semaphore
+    shut: bool = False
+
+
+async def _gated(gate: _Gate, server: Server, session: aiohttp.ClientSession, request: Request) -> Reply | SampleError:
+    async with gate.places:
+        if gate.shut:
+            raise asyncio.CancelledError
+        try:
+            return await ask(server, session, request)
+        except InfrastructureError:
+            gate.shut = True
+            raise
 
 
 async def _some(pending: set[Task]) -> tuple[set[Task], set[Task]]:

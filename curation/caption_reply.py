@@ -42,6 +42,9 @@ _LEAST_RUN = 30  # characters that must repeat what came one period before
 _COPIES = 4
 
 
+Finish = Literal["stop", "length", "refused"]
+
+
 class RefusalError(SampleError):
     """The model, or a filter before it, would not describe the picture."""
 
@@ -63,7 +66,7 @@ class Reply:
     """
 
     text: str
-    finish: Literal["stop", "length", "refused"]
+    finish: Finish
     tokens: int | None = None
 
 
