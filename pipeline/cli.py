@@ -273,10 +273,16 @@ def _open(run: str) -> tuple[Any, Any]:
 
 def show_funnel(found: dict[str, Any]) -> None:
     """The funnel with reasons as tables."""
+    from pipeline.report import STAGE_HEAD, stage_row
+
     shown = table("source", "kept", "rejected", "errored", "pending")
     for source, verdicts in sorted(found["sources"].items()):
         shown.add_row(source, *(f"{verdicts.get(v, 0):,}" for v in ("kept", "rejected", "errored", "pending")))
     out.print(shown)
+    stages = table(*STAGE_HEAD)
+    for stage in found["funnel"]:
+        stages.add_row(*("" if v is None else f"{v:,}" if isinstance(v, int) else escape(str(v)) for v in stage_row(stage)))
+    out.print(stages)
     if found["reasons"]:
         reasons = table("verdict", "step", "reason", "samples")
         for r in found["reasons"]:

@@ -7,16 +7,19 @@ from typing import Any
 
 import duckdb
 
+from pipeline.funnel import funnel
 from pipeline.ledger import Ledger
 from pipeline.query import connect
 from pipeline.recipe import Recipe
 
 ADDED = "\n<!-- what follows is not from the ledger; it stays when the report is made anew -->\n"
+STAGE_HEAD = ["step", "in", "rejected", "errored", "split", "pending", "out", "calls", "seconds"]
 VERDICTS = ("kept", "rejected", "errored", "split", "pending")
 
 
 def report(ledger: Ledger, recipe: Recipe) -> dict[str, Any]:
-    """inputs, verdicts, sources (source → verdict → count), reasons (verdict, step, reason, count), costs, dataset."""
+    """inputs, verdicts, sources (source → verdict → count), funnel (`pipeline.funnel.Stage` in order), funnel_by_source (source → the
+    same), reasons (verdict, step, reason, count), costs, dataset."""
     connection = connect(ledger, recipe)
     try:
         sources = _nested(connection, "select source, verdict, count(*) from samples group by all order by all")
@@ -38,6 +41,7 @@ def report(ledger: Ledger, recipe: Recipe) -> dict[str, Any]:
             "from shards group by 1 order by 1",
         )
         tasks = _rows(connection, "select task, count(*) as items from items group by 1 order by 2 desc, 1")
+        stages = funnel(connection, ledger, recipe)
     finally:
         connection.close()
     verdicts = {v: sum(s.get(v, 0) for s in sources.values()) for v in VERDICTS}
@@ -46,6 +50,8 @@ def report(ledger: Ledger, recipe: Recipe) -> dict[str, Any]:
         "inputs": sum(verdicts.values()),
         "verdicts": verdicts,
         "sources": sources,
+        "funnel": stages.pop(""),
+        "funnel_by_source": stages,
         "reasons": reasons,
         "costs": costs,
         "dataset": {"splits": shards, "tasks": tasks},
@@ -64,7 +70,12 @@ def to_markdown(found: dict[str, Any]) -> str:
     verdicts = found["verdicts"]
     lines = [f"# {found['name']}", "", " + ".join(f"{verdicts[v]:,} {v}" for v in VERDICTS) + f" = {found['inputs']:,} inputs", ""]
     lines += _table(["source", *VERDICTS], [[s, *(v.get(k, 0) for k in VERDICTS)] for s, v in sorted(found["sources"].items())])
-    lines += ["", "## Why samples are out", ""]
+    lines += ["", "## The funnel", "", *_table(STAGE_HEAD, [stage_row(stage) for stage in found["funnel"]])]
+    lines += ["", "## The funnel of each source", ""]
+    by_source = sorted(found["funnel_by_source"].items())
+    lines += _table(["source", *STAGE_HEAD], [[s, *stage_row(stage)] for s, stages in by_source for stage in stages if stage["entered"]])
+    lines += ["", "A source's seconds are the step's, in proportion to the calls of its samples: they are not measured apart.", ""]
+    lines += ["## Why samples are out", ""]
     rows = [[r["verdict"], r["step"], r["reason"], r["samples"], f"`{r['example'][:12]}`"] for r in found["reasons"]]
     lines += _table(["verdict", "step", "reason", "samples", "example"], rows) if rows else ["Every sample was kept."]
     lines += ["", "## What it cost", ""]
@@ -79,6 +90,12 @@ def to_markdown(found: dict[str, Any]) -> str:
     if dataset["tasks"]:
         lines += ["", *_table(["task", "items"], [[t["task"], t["items"]] for t in dataset["tasks"]])]
     return "\n".join(lines) + "\n"
+
+
+def stage_row(stage: dict[str, Any]) -> list[Any]:
+    """A stage of the funnel under STAGE_HEAD."""
+    counts = [stage[k] for k in ("entered", "rejected", "errored", "split", "pending", "out", "calls")]
+    return [stage["step"], *counts, None if stage["seconds"] is None else f"{stage['seconds']:.1f}"]
 
 
 def _per_kept(cost: dict[str, Any]) -> str:
