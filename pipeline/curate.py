@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.splitting import DERIVED
 from pipeline import cluster
 from pipeline.committer import Committer
 from pipeline.dataset import Published, publish
@@ -20,7 +21,8 @@ from pipeline.pools import stream
 from pipeline.provision import ModelState, model_states, provide
 from pipeline.recipe import Recipe, StepOp, keep_in_run
 from pipeline.scan import Changes, update_listing
-from pipeline.verdicts import Judge, Segment, global_schema, global_table, step_table
+from pipeline.segments import Segment, global_schema, global_table, step_table
+from pipeline.verdicts import Judge
 from pipeline.work import pools_of, work_fields_of, write_work
 from shards.errors import InfrastructureError
 
@@ -83,7 +85,7 @@ def forget_errors(ledger: Ledger, recipe: Recipe) -> int:
     """Leave the errored rows of the recipe's steps out of the ledger, so that they are computed again; how many there were."""
     files, remove, count = [], [], 0
     for op in recipe.ops:
-        if not isinstance(op, StepOp) or op.step.shape != "annotator":
+        if not isinstance(op, StepOp) or op.step.shape == "global":
             continue
         for i, file in enumerate(ledger.files(step_table(op))):
             rows = ledger.read(file)
@@ -179,10 +181,10 @@ def _annotate(judge: Judge, segment: Segment, outcome: Outcome, progress: Progre
     limits = {op.name: op.max_errors for _, op in segment.ops if isinstance(op, StepOp) and op.max_errors is not None}
     errors: dict[str, int] = {}
     done = 0
-    what = " + ".join(op.name for _, op in segment.ops if isinstance(op, StepOp) and op.step.shape == "annotator")
+    what = " + ".join(op.name for _, op in segment.ops if isinstance(op, StepOp) and op.step.shape != "global")
     progress(what, 0, waiting)
     try:
-        for header, tables in stream(tasks, pools_of(segment), judge.recipe.limits):
+        for header, tables in stream(tasks, pools_of(segment), judge.recipe.limits, judge.ledger.store.url(DERIVED)):
             tables.pop("onward", None)
             outcome.media_opened += header["media_opened"]
             outcome.crashes += header["crashes"]

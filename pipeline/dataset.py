@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import ray
 
 from pipeline import cluster
+from pipeline.children import records_sql
 from pipeline.ledger import PLACEMENTS, Ledger, first, name, quote
 from pipeline.recipe import Recipe, StepOp
+from pipeline.segments import work_value
 from pipeline.shardwork import ShardTask, try_one
-from pipeline.verdicts import Judge, work_value
+from pipeline.verdicts import Judge
 from shards.errors import FoveaError, ShardError
 from shards.index import ITEM_FIELDS, MEASURE_TYPE, index_schema
 from shards.manifest import MANIFEST, Manifest, ShardInfo, load_manifest, profile_entries, save_manifest, version_folder
@@ -125,12 +127,14 @@ def _kept(judge: Judge, layout: Layout) -> None:
         None,
     )
     select, joins = judge.columns_sql([group] if group else [], before=len(judge.recipe.ops))
-    same = f"coalesce({', '.join([*(s.split(' as ')[0] for s in select), 'b.uid'])})"
+    copy = select[0].split(" as ")[0] if select else "null"
+    joins = [*joins, f"left join state{last} g on g.uid = {copy} and g.op is null"]
+    same = f"coalesce(g.family, {copy}, b.family)"  # copies go where the kept one goes, and the children of one sample together
     items = quote(layout.compose.digest if layout.compose else "-")
     judge.connection.execute(
         f"create or replace temp table kept as select *, content || '|' || text_fp || '|' || split || '|' || {items} as sample from ("
         # Where no step reads media nobody knows the content, and the stamp stands for it.
-        f"select b.uid, b.source, b.key, b.kind, b.unit, coalesce(b.content, 'stamp:' || b.media_stamp) as content, "
+        f"select b.uid, b.origin, b.source, b.key, b.kind, b.unit, coalesce(b.content, 'stamp:' || b.media_stamp) as content, "
         f"b.text_fp, b.media_stamp, {_split_sql(judge.recipe, same)} as split, "
         f"b.media_bytes + 2 * (b.caption_chars + b.transcription_chars + b.text_chars) + {SAMPLE_OVERHEAD} as size "
         f"from state{last} b {' '.join(joins)} where b.op is null)"
@@ -255,7 +259,7 @@ def _cut(judge: Judge, layout: Layout, store: Store, version: str) -> list[Shard
         ]
     )
     query = (
-        f"select {columns} from {table} b join {judge.scan('records')} r on r.uid = b.uid "
+        f"select {columns} from {table} b join {records_sql(judge)} r on r.uid = b.uid and r.origin = b.origin "
         f"left join {judge.scan('contents')} c on c.uid = b.uid and c.stamp = b.media_stamp {' '.join(joins)} "
         "order by b.split, b.source, b.unit, b.uid"
     )

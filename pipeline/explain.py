@@ -5,35 +5,42 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from curation.listing import CHILDREN, LISTING
 from curation.rows import row_schema
-from curation.step import MEDIA_KINDS
+from pipeline.children import ancestors, everybody, records_sql
 from pipeline.curate import verdicts_are_current
 from pipeline.dataset import dataset_url
 from pipeline.ledger import Ledger, first, name, quote
 from pipeline.recipe import Recipe, RuleOp, StepOp
-from pipeline.verdicts import Judge, fingerprint_sql, step_table
+from pipeline.segments import children_table, fingerprint_sql, splitters, step_table
+from pipeline.verdicts import Judge
 from shards.errors import LedgerError
 from shards.index import ITEM_FIELDS
 from shards.manifest import MANIFEST, load_manifest
 from shards.store import open_store
 
+_TOLD_APART = ("uid", "source", "key", "content", "origin", "family")
+
 
 def explain(ledger: Ledger, recipe: Recipe, uid: str) -> dict[str, Any]:
     """What the ledger and the dataset know of a sample. `uid` may be a unique beginning of 6 or more digits. Raises LedgerError.
 
-    Keys: uid, source, key, verdict, step, reason, listing, media, texts, life (operators in order with what each said), placement, items.
+    Keys: uid, source, key, verdict, step, reason, listing, media, texts, life (operators in order with what each said), placement, items,
+    children (uid, key, verdict, step, reason of each, in order; [] where it was not split). A child's life begins with its parent.
     """
     connection = ledger.connect()
     try:
-        uid = _find(ledger, connection, uid)
-        judge = Judge(connection, ledger, recipe, uid)
-        if verdicts_are_current(ledger, recipe):
-            judge.populations.update(ledger.log.state.verdicts["populations"])
-        judge.run()
-        verdict = _one(connection, judge.verdict_sql())
-        listing = _one(connection, judge.scan("listing"))
-        record = _one(connection, judge.scan("records"))
-        contents = _one(connection, f"(select * from {judge.scan('contents')} where stamp = {quote(listing['media_stamp'] or '')})")
+        uid = _find(ledger, recipe, connection, uid)
+        judge = _judged(ledger, recipe, connection, uid)
+        me = f"uid = {quote(uid)}"
+        verdict = _one(connection, f"{judge.verdict_sql()} where {me}")
+        if not verdict:
+            raise LedgerError(
+                f"{uid} is a child of a sample that is not split any more: `fovea explain` the sample {ancestors(judge, uid)[0]}"
+            )
+        listing = _one(connection, f"{everybody(judge)} where {me}")
+        record = _one(connection, f"{records_sql(judge)} where {me} and origin = {quote(listing['origin'])}")
+        contents = _one(connection, f"{judge.scan('contents')} where {me} and stamp = {quote(listing['media_stamp'] or '')}")
         return {
             "uid": uid,
             "source": listing["source"],
@@ -41,25 +48,49 @@ def explain(ledger: Ledger, recipe: Recipe, uid: str) -> dict[str, Any]:
             "verdict": verdict["verdict"],
             "step": verdict["step"],
             "reason": verdict["reason"],
-            "listing": {k: v for k, v in listing.items() if k not in ("uid", "source", "key") and v is not None},
+            "listing": {k: v for k, v in listing.items() if k not in _TOLD_APART and v is not None},
             "media": [{**m, "sha256": s} for m, s in zip(record["media"], _digests(contents, record), strict=True)],
             "texts": {k: v for k, v in json.loads(record["texts"]).items() if v},
-            "life": _life(judge, verdict, listing["kind"]),
+            "life": _life(judge, verdict, listing),
+            "children": _children(ledger, recipe, connection, uid) if verdict["verdict"] == "split" else [],
             **_in_dataset(ledger, recipe, uid, connection),
         }
     finally:
         connection.close()
 
 
-def _find(ledger: Ledger, connection: Any, uid: str) -> str:
-    if len(uid) == 32:
-        found = connection.execute(f"select uid from {ledger.scan(connection, 'listing', uid=uid)}").fetchall()
-    elif len(uid) >= 6:
-        found = connection.execute(
-            f"select uid from {ledger.scan(connection, 'listing')} where starts_with(uid, {quote(uid)}) limit 3"
-        ).fetchall()
-    else:
+def _judged(ledger: Ledger, recipe: Recipe, connection: Any, uid: str) -> Judge:
+    """A judge of this sample and of what it is made of, segments judged."""
+    judge = Judge(connection, ledger, recipe, [uid, *ancestors(Judge(connection, ledger, recipe), uid)])
+    if verdicts_are_current(ledger, recipe):
+        judge.populations.update(ledger.log.state.verdicts["populations"])
+    judge.run()
+    return judge
+
+
+def _children(ledger: Ledger, recipe: Recipe, connection: Any, uid: str) -> list[dict[str, Any]]:
+    """The children of a split sample in order, with their verdicts."""
+    view = everybody(Judge(connection, ledger, recipe))
+    rows = connection.sql(f"select uid, key from {view} where parent = {quote(uid)} order by ordinal").to_arrow_table().to_pylist()
+    judge = Judge(connection, ledger, recipe, [*(row["uid"] for row in rows), uid, *ancestors(Judge(connection, ledger, recipe), uid)])
+    if verdicts_are_current(ledger, recipe):
+        judge.populations.update(ledger.log.state.verdicts["populations"])
+    judge.run()
+    said = connection.sql(f"select uid, verdict, step, reason from {judge.verdict_sql()}").to_arrow_table().to_pylist()
+    verdicts = {row["uid"]: row for row in said}
+    return [{**row, **verdicts[row["uid"]]} for row in rows]
+
+
+def _find(ledger: Ledger, recipe: Recipe, connection: Any, uid: str) -> str:
+    if len(uid) < 6:
         raise LedgerError(f"{uid!r} is too short for a uid: give 6 digits or more")
+    whole = len(uid) == 32
+    tables = {"listing": LISTING, **{children_table(op): CHILDREN for _, op in splitters(recipe)}}
+    queries = [
+        f"select uid from {ledger.scan(connection, t, schema, uid if whole else None)} where starts_with(uid, {quote(uid)})"
+        for t, schema in tables.items()
+    ]
+    found = connection.execute(f"{' union '.join(queries)} limit 3").fetchall()
     if not found:
         raise LedgerError(
             f'no sample {uid} in {ledger.store.url("")}; find uids with `fovea query RUN "select uid, source, key from samples"`'
@@ -69,10 +100,14 @@ def _find(ledger: Ledger, connection: Any, uid: str) -> str:
     return str(found[0][0])
 
 
-def _life(judge: Judge, verdict: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    """The operators in order: what each step wrote (narrow columns), which rule rejected; operators after the deciding one saw nothing."""
+def _life(judge: Judge, verdict: dict[str, Any], listing: dict[str, Any]) -> list[dict[str, Any]]:
+    """The operators in order: what each step wrote (narrow columns), which rule rejected; operators after the deciding one saw nothing.
+
+    Of a child: the splitter that made it, with its parent, then the operators after that.
+    """
     life: list[dict[str, Any]] = []
-    decided: int | None = verdict["op"]
+    uid, decided = listing["uid"], verdict["op"]
+    born = next((i for i, op in splitters(judge.recipe) if listing["origin"].startswith(f"{op.digest}:")), None)
     last = len(judge.segments) - 1
     states = {op_index: k for k, segment in enumerate(judge.segments) for op_index, _ in segment.ops}
     for i, op in enumerate(judge.recipe.ops):
@@ -80,25 +115,37 @@ def _life(judge: Judge, verdict: dict[str, Any], kind: str) -> list[dict[str, An
             break
         if decided == -1:
             break
+        if born is not None and i < born:
+            continue
+        if isinstance(op, StepOp) and i == born:
+            parent = {"parent": listing["parent"], "parent_key": _identity(judge, listing["parent"])["key"]}
+            life.append({"step": op.name, "digest": op.digest, "applies": True, "scores": parent, "parent": listing["parent"]})
+            continue
         if isinstance(op, RuleOp):
             said = f"{verdict['verdict']}: {verdict['reason']}" if i == decided else "passed"
             life.append({"rule": op.name, "if": op.rule.expression, "said": said, "implied_by": op.implied_by})
             continue
-        scores = _scores(judge, op, min(states.get(i, last), judge.judged))
-        applies = kind in op.kinds or (kind == "mixed" and bool(op.kinds & MEDIA_KINDS))
+        scores = _scores(judge, op, min(states.get(i, last), judge.judged), uid)
+        applies = bool(_kinds(listing) & op.kinds)
         life.append({"step": op.name, "digest": op.digest, "applies": applies, "scores": scores})
         if op.op == "deduplicate" and scores is not None and scores["of"] is not None:
             life[-1]["copy_of"] = _identity(judge, scores["of"])
     return life
 
 
+def _kinds(listing: dict[str, Any]) -> set[str]:
+    """The kinds of a sample's media, or text."""
+    return set(listing["media_kinds"] or [listing["kind"]])
+
+
 def _identity(judge: Judge, uid: str) -> dict[str, Any]:
-    listing = judge.ledger.scan(judge.connection, "listing", uid=uid)
-    return {"uid": uid, **_one(judge.connection, f"(select source, key from {listing})")}
+    tables = {"listing": LISTING, **{children_table(op): CHILDREN for _, op in splitters(judge.recipe)}}
+    queries = [f"select source, key from {judge.ledger.scan(judge.connection, t, s, uid)}" for t, s in tables.items()]
+    return {"uid": uid, **_one(judge.connection, f"({' union '.join(queries)})")}
 
 
-def _scores(judge: Judge, op: StepOp, state: int) -> dict[str, Any] | None:
-    base = f"(select * from state{state})"
+def _scores(judge: Judge, op: StepOp, state: int, uid: str) -> dict[str, Any] | None:
+    base = f"(select * from state{state} where uid = {quote(uid)})"
     if op.step.shape == "global":
         query = f"(select s.* exclude (uid) from {base} b join {judge.global_scan(op)} s on s.uid = b.uid)"
     else:

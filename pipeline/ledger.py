@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,37 +14,17 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curation.listing import LISTING as LISTING
+from curation.listing import RECORDS as RECORDS
+from curation.splitting import DERIVED
 from pipeline import lease as leases
 from pipeline.log import FORMAT, CommitLog, Cost, LedgerFile
 from shards.errors import InfrastructureError, LedgerError
-from shards.sample import MEDIA_REF_TYPE
 from shards.store import RemoteStore, Store, open_store
 
 ROW_GROUP = 20_000
 ROWS_PER_FILE = 1_000_000
 
-LISTING = pa.schema(
-    [
-        pa.field("uid", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("key", pa.string()),
-        pa.field("unit", pa.string()),
-        pa.field("ordinal", pa.int32()),
-        pa.field("kind", pa.string()),
-        pa.field("n_media", pa.int16()),
-        pa.field("media_kinds", pa.list_(pa.string())),
-        pa.field("media_bytes", pa.int64()),
-        pa.field("media_stamp", pa.string()),
-        pa.field("text_fp", pa.string()),
-        pa.field("damage", pa.string()),
-        pa.field("parent", pa.string()),
-        pa.field("caption_chars", pa.int32()),
-        pa.field("transcription_chars", pa.int32()),
-        pa.field("text_chars", pa.int32()),
-        pa.field("turns", pa.int32()),
-    ]
-)
-RECORDS = pa.schema([pa.field("uid", pa.string()), pa.field("media", pa.list_(MEDIA_REF_TYPE)), pa.field("texts", pa.string())])
 CONTAINERS = pa.schema([pa.field("source", pa.string()), pa.field("name", pa.string()), pa.field("stamp", pa.string())])
 CONTENTS = pa.schema(
     [
@@ -125,13 +105,29 @@ class Ledger:
         return self.log.append(what, lease=lease.number, add=[*files, *add], remove=remove, costs=costs, note=note)
 
     def sweep(self) -> int:
-        """Delete files that no entry names any more: superseded ones and those of a killed process. Only at the start of a run, so that
-        whoever reads the run at this moment keeps his files until the next."""
+        """Delete files that no entry names any more: superseded ones and those of a killed process, and what no child of a splitter refers
+        to. Only at the start of a run, so that whoever reads the run at this moment keeps his files until the next."""
         self._lease().check()
         dead = [path for path in self.store.list("tables/") if path not in self.log.state.files]
+        derived = self.store.list(f"{DERIVED}/")
+        if derived:
+            used = self._blobs()
+            dead += [path for path in derived if path not in used]
+        if derived or self.store.local_path(DERIVED) is not None:
+            open_store(self.store.url(DERIVED)).sweep(0)
         for path in dead:
             self.store.delete(path)
         return len(dead)
+
+    def _blobs(self) -> set[str]:
+        """The files of the run that hold the media of children, those of history among them: a row that is there is never made again."""
+        tables = [table for table in self.log.state.tables() if table.startswith("children-")]
+        connection = self.connect()
+        try:
+            queries = [f"select blob from {self.scan(connection, table)} where blob is not null" for table in tables]
+            return {blob for (blob,) in connection.execute(" union ".join(queries)).fetchall()} if queries else set()
+        finally:
+            connection.close()
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection that spills to the run's scratch and is bounded to a quarter of the machine's memory (at most 8 GB)."""
@@ -144,8 +140,10 @@ class Ledger:
             connection.register_filesystem(self.store.fs)
         return connection
 
-    def scan(self, connection: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema | None = None, uid: str | None = None) -> str:
-        """SQL of a relation with a table's live rows, `(select …)`; of one uid if given. An empty table needs its schema."""
+    def scan(
+        self, connection: duckdb.DuckDBPyConnection, table: str, schema: pa.Schema | None = None, uid: str | Collection[str] | None = None
+    ) -> str:
+        """SQL of a relation with a table's live rows, `(select …)`; of one uid, or several, if given. An empty table needs its schema."""
         paths = [quote(self.readable(f.path)) for f in self.files(table)]
         if table in self.overlays:
             return self.overlays[table]
@@ -154,7 +152,8 @@ class Ledger:
             name = f"empty_{abs(hash((table, tuple(schema.names)))):x}"
             connection.register(name, schema.empty_table())
             return f"(select * from {name})"
-        where = f" where uid = {quote(uid)}" if uid is not None else ""
+        uids = [uid] if isinstance(uid, str) else uid
+        where = f" where uid in ({', '.join(map(quote, uids))})" if uids is not None else ""
         return f"(select * from read_parquet([{', '.join(paths)}], union_by_name=true){where})"
 
     def compact(self) -> int:

@@ -74,6 +74,8 @@ def joined(answers: Sequence[GroupResult], before: Mapping[str, pa.Table]) -> di
             found.setdefault(f"step-{digest}", []).append(rows)
         for digest, rows in answer.wide.items():
             found.setdefault(f"wide-{digest}", []).append(rows)
+        for digest, rows in answer.children.items():
+            found.setdefault(f"children-{digest}", []).append(rows)
         found.setdefault("contents", []).append(answer.contents)
         found.setdefault(ONWARD, []).append(answer.onward)
     if "contents" in before and "contents" in found:

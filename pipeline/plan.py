@@ -11,7 +11,8 @@ from pipeline.ledger import Ledger, first, open_ledger, quote
 from pipeline.log import CommitLog
 from pipeline.recipe import Recipe, RuleOp, StepOp
 from pipeline.scan import Changes, overlay
-from pipeline.verdicts import Judge, Segment, applies_sql, fingerprint_sql, global_table, step_table
+from pipeline.segments import Segment, applies_sql, fingerprint_sql, global_table, splitters, step_table
+from pipeline.verdicts import Judge
 from shards.store import open_store
 
 
@@ -22,6 +23,7 @@ class StepPlan:
     exact: the number itself; else an upper bound, because a rule over columns that are not there yet, or a global step, stands before it,
     or because a file has another date and only its bytes can say whether it changed.
     cached: rows that are there already. seconds: at the cost measured in this run so far; None where there is none.
+    beyond: what comes on top of the calls and cannot be counted, "the children of 3 samples that pages has yet to split"; "" for nothing.
     """
 
     name: str
@@ -30,6 +32,7 @@ class StepPlan:
     exact: bool
     cached: int
     seconds: float | None = None
+    beyond: str = ""
 
 
 @dataclass(slots=True)
@@ -97,7 +100,7 @@ def _plan_segment(judge: Judge, segment: Segment, plan: RunPlan, upstream: Seque
                 table = global_table(op, judge.populations[op.digest])
                 judge.ledger.overlays[table] = f"(select * from planned{segment.number})"
                 judge.judge(segment)
-    annotators = [(i, op) for i, op in segment.ops if isinstance(op, StepOp) and op.step.shape == "annotator"]
+    annotators = [(i, op) for i, op in segment.ops if isinstance(op, StepOp) and op.step.shape != "global"]
     for i, op in annotators:
         plan.steps.append(_plan_step(judge, segment, i, op, upstream))
     return _count(judge, f"select count(*) from state{segment.number} where status = 'pending'")
@@ -110,19 +113,37 @@ def _plan_step(judge: Judge, segment: Segment, index: int, op: StepOp, upstream:
         of_kinds = f"len(list_filter(b.media_kinds, lambda k: k in ({', '.join(map(quote, sorted(op.kinds)))})))"
         size = f"sum(case when b.n_media > 1 then {of_kinds} else b.n_media end)"
     touched = f"b.content is null and b.uid in (select uid from {judge.scan('contents')})" if "media" in op.roots else "false"
+    applies = applies_sql(op.kinds, "b")
     query = (
         f"select coalesce({size}, 0), coalesce(min(b.op), {index}), coalesce(bool_or({touched}), false) "
         f"from state{segment.number} b left join {scan} s on s.uid = b.uid and s.fp = {fingerprint_sql(op.roots)} "
-        f"where b.status = 'pending' and b.op <= {index} and {applies_sql(op.kinds, 'b.kind')} and s.uid is null"
+        f"where b.status = 'pending' and b.op <= {index} and {applies} and s.uid is null"
     )
     calls, blocked, unsure = first(judge.connection, query)
     open_rule = any(isinstance(o, RuleOp) and blocked < i < index for i, o in segment.ops)
     open_global = segment.global_step is not None and blocked == segment.global_step[0]
+    beyond = _beyond(judge, index, upstream)
     for number in upstream:
-        calls += _count(judge, f"select {size} from state{number} b where b.status = 'pending' and {applies_sql(op.kinds, 'b.kind')}")
+        first_op = judge.segments[number].ops[0][0]
+        split = "".join(f" and not {applies_sql(o.kinds, 'b')}" for i, o in splitters(judge.recipe) if first_op <= i < index)
+        calls += _count(judge, f"select {size} from state{number} b where b.status = 'pending' and {applies}{split}")
     cached = sum(f.rows for f in judge.ledger.files(step_table(op)))
     exact = not (upstream or open_rule or open_global or unsure)
-    return StepPlan(op.name, op.digest, int(calls), exact, cached, _seconds(judge.ledger, op, int(calls)))
+    return StepPlan(op.name, op.digest, int(calls), exact, cached, _seconds(judge.ledger, op, int(calls)), beyond)
+
+
+def _beyond(judge: Judge, index: int, upstream: Sequence[int]) -> str:
+    """What waits before or at a splitter that stands before operator `index`: into how many children it goes nobody knows."""
+    told = []
+    for i, op in splitters(judge.recipe):
+        waiting = [
+            _count(judge, f"select count(*) from state{number} b where b.status = 'pending' and {applies_sql(op.kinds, 'b')}")
+            for number in upstream
+            if i < index and judge.segments[number].ops and judge.segments[number].ops[0][0] <= i
+        ]
+        if sum(waiting):
+            told.append(f"the children of {sum(waiting):,} samples that {op.name} has yet to split")
+    return " and ".join(told)
 
 
 def _seconds(ledger: Ledger, op: StepOp, calls: int) -> float | None:

@@ -27,11 +27,11 @@ from shards.media import Limits
 class GroupActor:
     """Lives in a Ray actor; owns a GroupRunner, whose child process does the work. Crashes of samples stay below it."""
 
-    def __init__(self, program: str, limits: Mapping[str, Any], memory: int, folder: str, flag: str):
+    def __init__(self, program: str, limits: Mapping[str, Any], memory: int, folder: str, flag: str, derived: str):
         self._stopped = Path(flag).exists
         if os.path.isdir(folder):
             os.chdir(folder)  # relative paths in a step's parameters start where the command does
-        self._runner = GroupRunner(program_from_json(program), Limits(**limits), memory=memory)
+        self._runner = GroupRunner(program_from_json(program), Limits(**limits), memory=memory, derived=derived)
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """One task or one payload of the pool before in, one payload out: {"payload": [bytes]}."""
@@ -53,10 +53,11 @@ class GroupActor:
 
 
 def stream(
-    tasks: Sequence[Task], pools: Sequence[tuple[Program, StepOp | None]], limits: Limits
+    tasks: Sequence[Task], pools: Sequence[tuple[Program, StepOp | None]], limits: Limits, derived: str
 ) -> Iterator[tuple[dict[str, Any], dict[str, pa.Table]]]:
     """Run tasks through the pools; (header, tables by ledger table name) of each as it is done, in any order.
 
+    derived: URL of the run's folder for the bytes of a splitter's children.
     Raises the FoveaError that ended a worker's task, and InfrastructureError where Ray itself fails. After such an error the other workers
     stop at the end of their chunk; what they have done till then is yielded first.
     """
@@ -74,6 +75,7 @@ def stream(
                 "memory": alone.how.memory if alone else 0,
                 "folder": os.getcwd(),
                 "flag": str(flag),
+                "derived": derived,
             },
             batch_size=1,
             batch_format="pyarrow" if program is not pools[0][0] else "numpy",

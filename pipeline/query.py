@@ -7,6 +7,7 @@ from dataclasses import asdict
 import duckdb
 import pyarrow as pa
 
+from pipeline.children import everybody
 from pipeline.curate import verdicts_are_current
 from pipeline.dataset import dataset_url
 from pipeline.ledger import LISTING, Ledger, name
@@ -49,17 +50,14 @@ def connect(ledger: Ledger, recipe: Recipe) -> duckdb.DuckDBPyConnection:
 
 
 def samples_sql(judge: Judge, verdicts: str) -> str:
-    """uid, source, key, verdict, step, reason, the rest of the listing, then the narrow scores under their final names."""
+    """uid, source, key, verdict, step, reason, the rest of the listing (of a child: `parent`), then the narrow scores by final name."""
     narrow = [c.name for op in judge.recipe.ops if hasattr(op, "columns") for c in op.columns if not c.wide]
     select, joins = judge.columns_sql(narrow, before=len(judge.recipe.ops), first=True)
     front = ("uid", "source", "key")
     rest = [c for c in LISTING.names if c not in (*front, "damage") and c not in narrow]
     columns = [f"b.{c}" for c in front] + ["v.verdict", "v.step", "v.reason"] + [f"b.{name(c)}" for c in rest] + select
-    base = (
-        f"(select l.*, case when l.n_media = 0 then '-' else c.content end as content from {judge.scan('listing')} l "
-        f"left join {judge.scan('contents')} c on c.uid = l.uid and c.stamp = l.media_stamp)"
-    )
-    return f"select {', '.join(columns)} from {base} b left join {verdicts} v on v.uid = b.uid {' '.join(joins)}"
+    judged = f"{everybody(judge)} b left join {verdicts} v on v.uid = b.uid {' '.join(joins)}"
+    return f"select {', '.join(columns)} from {judged} where b.origin = '' or v.uid is not null"
 
 
 def _dataset_views(connection: duckdb.DuckDBPyConnection, ledger: Ledger, recipe: Recipe) -> None:

@@ -12,10 +12,10 @@ import duckdb
 import pyarrow as pa
 import ray
 
-from curation.rows import texts_to_json
+from curation.listing import listing_row
 from pipeline import cluster
 from pipeline.ledger import CONTAINERS, LISTING, RECORDS, Ledger, first, name, quote
-from shards.sample import MediaKind, Sample, digest_of, media_stamp, texts_fingerprint
+from shards.sample import MediaKind, digest_of
 from shards.sources import FORMATS, Container, SourceSpec, list_containers, scan
 
 log = logging.getLogger("fovea")
@@ -183,32 +183,6 @@ def scan_tables(spec: SourceSpec, container: Container) -> Iterator[pa.Table]:
             rows = []
     if rows:
         yield pa.Table.from_pylist(rows, SCANNED)
-
-
-def listing_row(sample: Sample) -> dict[str, object]:
-    """A row of SCANNED: `listing` and `records` side by side."""
-    texts = sample.texts
-    return {
-        "uid": sample.uid,
-        "source": sample.source,
-        "key": sample.key,
-        "unit": sample.unit,
-        "ordinal": sample.ordinal,
-        "kind": sample.kind,
-        "n_media": len(sample.media),
-        "media_kinds": [m.kind for m in sample.media] if len(sample.media) > 1 else None,
-        "media_bytes": sum(max(m.length, 0) for m in sample.media),
-        "media_stamp": media_stamp(sample.media),
-        "text_fp": texts_fingerprint(texts),
-        "damage": sample.damage,
-        "parent": sample.parent,
-        "caption_chars": len(texts.caption or ""),
-        "transcription_chars": len(texts.transcription or ""),
-        "text_chars": len(texts.text or "") + sum(len(c.get("value", "")) for c in texts.conversations),
-        "turns": len(texts.conversations),
-        "media": [m.to_row() for m in sample.media],
-        "texts": texts_to_json(texts),
-    }
 
 
 def _files_with(connection: duckdb.DuckDBPyConnection, ledger: Ledger, table: str, uids: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -99,7 +100,8 @@ def _medium(ref: MediaRef, sha256: str, limits: Limits, row: Mapping[str, Any], 
     found = formats[place] if formats and place < len(formats) else None
     small = 0 <= ref.length <= HELD_BYTES or ref.cell is not None
     data = read_media(ref, limits) if small else partial(open_media, ref, limits)
-    return ShardMedium(ref.kind, ref.name, data, sha256=sha256, format=found or "")
+    transform = json.loads(ref.transform) if ref.transform else None
+    return ShardMedium(ref.kind, ref.name, data, sha256, ref.original or "", transform, found or "")
 
 
 def _measures(values: list[Mapping[str, Any]] | None, items: int) -> list[Mapping[str, Any] | None]:

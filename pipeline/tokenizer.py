@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.ledger import Ledger
 from pipeline.recipe import Recipe, StepOp
-from pipeline.verdicts import wide_table
+from pipeline.segments import wide_table
 from shards.chat import train_tokenizer
 from shards.errors import LedgerError
 from shards.items import items_from_json

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 from curation.program import Program, RuleCall, StepCall
 from curation.rows import row_schema, work_field, work_schema
 from curation.rules import BASE_COLUMNS, rule_to_json
+from pipeline.children import records_sql
 from pipeline.ledger import name, quote
 from pipeline.recipe import RuleOp, StepOp
-from pipeline.verdicts import Judge, Segment, fingerprint_sql, step_table
+from pipeline.segments import Segment, fingerprint_sql, step_table
+from pipeline.verdicts import Judge
 
 TASK_ROWS = 1024  # of one Ray task: one large unit, or several small ones that are still handled one by one
 
@@ -32,12 +34,12 @@ class Task:
 
 
 def program_of(segment: Segment) -> Program:
-    """The segment's annotators and rules as the child process runs them."""
+    """The segment's annotators and rules, or its splitter, as the child process runs them."""
     calls: list[StepCall | RuleCall] = []
     for _, op in segment.ops:
         if isinstance(op, RuleOp):
             calls.append(RuleCall(op.name, rule_to_json(op.rule)))
-        elif op.step.shape == "annotator":
+        elif op.step.shape != "global":
             calls.append(StepCall(op.name, op.op, asdict(op.what), asdict(op.how), op.digest, op.prefix, op.roots, op.reads))
     return tuple(calls)
 
@@ -45,7 +47,7 @@ def program_of(segment: Segment) -> Program:
 def pools_of(segment: Segment) -> list[tuple[Program, StepOp | None]]:
     """The program cut into actor pools: neighbouring CPU steps share one, a step with its own GPU or memory has its own."""
     pools: list[tuple[list[StepCall | RuleCall], StepOp | None]] = []
-    ops = [op for _, op in segment.ops if isinstance(op, RuleOp) or op.step.shape == "annotator"]
+    ops = [op for _, op in segment.ops if isinstance(op, RuleOp) or op.step.shape != "global"]
     for op, call in zip(ops, program_of(segment), strict=True):
         alone = op if isinstance(op, StepOp) and (op.how.gpus > 0 or op.how.memory > 0) else None
         shares = alone is None and pools and (isinstance(op, RuleOp) or pools[-1][1] is None)
@@ -57,8 +59,8 @@ def pools_of(segment: Segment) -> list[tuple[Program, StepOp | None]]:
 
 
 def work_sql(judge: Judge, segment: Segment) -> str:
-    """The samples of a judged segment that are pending at one of its annotators, in the order (source, unit, ordinal)."""
-    annotators = [(i, op) for i, op in segment.ops if isinstance(op, StepOp) and op.step.shape == "annotator"]
+    """The samples of a judged segment that are pending at one of its steps, in the order (source, unit, ordinal)."""
+    annotators = [(i, op) for i, op in segment.ops if isinstance(op, StepOp) and op.step.shape != "global"]
     read = _read(segment)
     select, joins = judge.columns_sql(read, before=segment.ops[-1][0] + 1)
     have = []
@@ -77,7 +79,7 @@ def work_sql(judge: Judge, segment: Segment) -> str:
     ]  # fmt: skip
     which = ", ".join(str(i) for i, _ in annotators) or "null"
     return (
-        f"select {', '.join(columns)} from {state} b join {judge.scan('records')} r on r.uid = b.uid "
+        f"select {', '.join(columns)} from {state} b join {records_sql(judge)} r on r.uid = b.uid and r.origin = b.origin "
         f"left join {known} k on k.uid = b.uid {' '.join(joins)} where b.op in ({which}) and b.status = 'pending' "
         "order by b.source, b.unit, b.ordinal, b.uid"
     )
