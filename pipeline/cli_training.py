@@ -149,11 +149,17 @@ def quickstart(
     out.print(f"  fovea train tiny --dataset runs/my/dataset --tokenizer {run}/tokenizer --out runs/my-train", markup=False)
 
 
-def doctor(as_json: AsJson = False) -> None:
-    """Versions, devices, compiler, libraries, weights: will Fovea run here? Exit code 1 if something will not."""
-    from pipeline.doctor import examine
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe whose models are looked for, too.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--override", help="A YAML file laid over the recipe.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Versions, devices, compiler, libraries, weights, a recipe's models: will Fovea run here? Exit code 1 if something will not."""
+    from pipeline.doctor import examine, models_of
 
     findings = examine()
+    if recipe is not None:
+        findings += models_of(recipe, override or ())
     bad = [finding for finding in findings if finding.state == "bad"]
     if as_json:
         for finding in findings:

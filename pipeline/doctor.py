@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +45,21 @@ def examine() -> list[Finding]:
     looks: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _own_packages, _packages, _rivals, _compiler, _libraries)
     looks += (_deepspeed_op, _devices, _weights, _space)
     return [finding for look in looks for finding in look()]
+
+
+def models_of(recipe: str, overrides: Sequence[str] = ()) -> list[Finding]:
+    """A finding for each model of a recipe, which is not run. Asks the hub about those that are not here. Raises RecipeError."""
+    from pipeline.provision import model_states
+    from pipeline.recipe import load_recipe
+
+    found = []
+    for state in model_states(load_recipe(recipe, overrides=overrides)):
+        revision = f" at {state.model.revision[:12]}" if state.model.revision else ""
+        bad = state.state == "missing"
+        told = f"{state.model.id}{revision}: {'missing' if bad else state.told()}"
+        level: State = "bad" if bad else "good" if state.state == "here" else "note"
+        found.append(Finding(f"model of {', '.join(state.steps)}", level, told, state.note if bad else ""))
+    return found
 
 
 def _python() -> Iterator[Finding]:

@@ -94,3 +94,19 @@ def test_a_folder_that_hides_one_of_our_packages_is_found(tmp_path: Path) -> Non
     assert done.returncode == 1, done.stderr
     assert own["state"] == "bad"
     assert f"training from {tmp_path}" in own["found"]
+
+
+def test_the_models_of_a_recipe(tmp_path: Path, no_hub: None) -> None:
+    (tmp_path / "t.jsonl").write_text('{"id": "1", "text": "a"}\n')
+    for name, data in (("config.json", b"{}"), ("model.safetensors", b"weights")):
+        (tmp_path / name).write_bytes(data)
+    steps = f"  - tests.steps.modelled: {{as: a, model: org/model}}\n  - tests.steps.modelled: {{as: b, model: {tmp_path}}}\n"
+    path = tmp_path / "r.yaml"
+    path.write_text(f"name: r\nsources:\n  - {{name: t, format: manifest, path: {tmp_path / 't.jsonl'}}}\nsteps:\n{steps}")
+    there, gone = sorted(doctor.models_of(str(path)), key=lambda f: f.state, reverse=True)
+    assert (there.what, there.state, there.found) == ("model of b", "good", f"{tmp_path}: here")
+    assert (gone.what, gone.state, gone.found) == ("model of a", "bad", "org/model: missing")
+    assert "give a directory" in gone.mend
+    shown = CliRunner().invoke(app, ["doctor", str(path), "--json"])
+    assert shown.exit_code == 1
+    assert [json.loads(line)["what"] for line in shown.stdout.splitlines()][-2:] == ["model of a", "model of b"]
