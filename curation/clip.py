@@ -23,6 +23,7 @@ from curation.weights import existing_path, file_sha256
 from shards.errors import InfrastructureError, SampleError
 
 IMAGE = frozenset({"image"})
+OWN_TEXTS = ("caption", "transcription", "text")  # what every sample may bring, as rules name it
 HUB_FILES = (CONFIG, "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", *TOKENIZER_FILES)
 
 
@@ -33,7 +34,8 @@ class What:
                "" = a folder's or hub model's own; of an architecture, OpenAI's.
     revision   of a hub model: commit, branch or tag.
     precision  fp32 or bf16: of weights and activations. Vectors and similarity are float32 and float64 always.
-    text       column of the text that the picture is compared with: "caption" is the sample's own; "" = none, only vectors.
+    text       what the picture is compared with: "caption", "transcription" or "text", the sample's own, or the column of an earlier step;
+               "" = nothing, there are only vectors.
     image      "" = the picture is encoded; or the column a clip step with the same model wrote its vectors to: no picture is opened.
     """
 
@@ -155,7 +157,7 @@ def _similarities(
 
 def _text(view: MediaView, column: str) -> str:
     """The text, without the blanks around it; "" where there is none."""
-    value = view.columns[column]
+    value = getattr(view.sample.texts, column) if column in OWN_TEXTS else view.columns[column]
     if value is not None and not isinstance(value, str):
         raise InfrastructureError(f"text: the column {column!r} holds {type(value).__name__}, no text; name a column of text")
     return (value or "").strip()
@@ -189,7 +191,8 @@ def _identity(what: What) -> dict[str, Any]:
 
 
 def _reads(what: What) -> list[str]:
-    return [what.image or "media", *([what.text] if what.text else [])]
+    text = "texts" if what.text in OWN_TEXTS else what.text
+    return [what.image or "media", *([text] if text else [])]
 
 
 def _columns(what: What) -> list[Column]:

@@ -33,7 +33,7 @@ def what(folder: Path, **more: Any) -> What:
 
 def view(place: Path, text: str | None = None, **columns: Any) -> Any:
     medium = sample_view([file_ref(place)], Texts(caption=text)).media[0]
-    medium.columns = {"caption": text, **columns}
+    medium.columns = columns
     return medium
 
 
@@ -113,18 +113,18 @@ def test_with_vectors_given_no_picture_is_opened(small_clip: Path, rows: list[An
 
 def test_vectors_of_another_model_end_the_run(small_clip: Path) -> None:
     assert STEP.open is not None
-    step = STEP.open(what(small_clip, text="caption", image="embedding"), HOW)
+    step = STEP.open(what(small_clip, text="coarse_text", image="embedding"), HOW)
     medium = sample_view([absent_ref("image")]).media[0]
-    medium.columns = {"embedding": [0.5] * 512, "caption": "a red circle"}
+    medium.columns = {"embedding": [0.5] * 512, "coarse_text": "a red circle"}
     with pytest.raises(InfrastructureError, match=r"512 numbers.*same model"):
         step([medium])
-    medium.columns = {"embedding": "words", "caption": "a red circle"}
+    medium.columns = {"embedding": "words", "coarse_text": "a red circle"}
     with pytest.raises(InfrastructureError, match="holds no vectors"):
         step([medium])
-    medium.columns = {"embedding": [0.5] * DIMENSION, "caption": ["a", "b"]}
+    medium.columns = {"embedding": [0.5] * DIMENSION, "coarse_text": ["a", "b"]}
     with pytest.raises(InfrastructureError, match="no text"):
         step([medium])
-    medium.columns = {"embedding": None, "caption": "a red circle"}
+    medium.columns = {"embedding": None, "coarse_text": "a red circle"}
     assert step([medium]) == [{"similarity": None, "truncated": None}]
 
 
@@ -189,19 +189,16 @@ def test_golden_rows(small_clip: Path, pairs: list[Pair], places: list[Path]) ->
 
 
 def test_through_the_runner(small_clip: Path, pairs: list[Pair], places: list[Path], tmp_path: Path) -> None:
-    """As the engine runs it, in the child process: the caption is a column every sample has; one sample has none, one picture is broken."""
-    import pyarrow as pa
-
+    """As the engine runs it, in the child process: one sample has no caption, one picture is broken."""
     (tmp_path / "bad.png").write_bytes(b"no picture")
     chosen = [places[0], places[1], tmp_path / "bad.png", places[2]]
     captions = [pairs[0][1], None, "a red circle", pairs[2][1]]
     lines = [
-        row(place.name, i, [reference(place)], Texts(caption=text), caption=text)
-        for i, (place, text) in enumerate(zip(chosen, captions, strict=True))
+        row(place.name, i, [reference(place)], Texts(caption=text)) for i, (place, text) in enumerate(zip(chosen, captions, strict=True))
     ]
-    step = call("clip", {"model": f"open_clip:{small_clip}", "text": "caption"}, {"device": "cpu"}, reads=["caption"])
+    step = call("clip", {"model": f"open_clip:{small_clip}", "text": "caption"}, {"device": "cpu"})
     with GroupRunner([step], Limits()) as runner:
-        result = runner.run(unit(lines, [pa.field("caption", pa.string())]))
+        result = runner.run(unit(lines))
     stored = result.rows[step.digest].to_pylist()
     assert [line["error"] is None for line in stored] == [True, True, False, True]
     assert stored[0]["similarity"] > 0.5
