@@ -41,7 +41,8 @@ COMPOSED = (
 class What:
     """tasks               tasks to make items of; a sample gives those that it has the texts for.
     prompts             task -> questions to choose from, instead of PROMPTS; which one a sample gets is a hash of its uid.
-    captions            task -> columns its caption comes from, the first that is not NULL or empty; "caption" is the sample's own.
+    captions            task -> columns its caption comes from, the first that is not NULL or empty; "caption",
+                        "transcription" and "text" are the sample's own.
     max_caption_chars   a longer caption is the sample's error: it is runaway output, or no caption.
     ocr                 prefix of the OCR step whose columns are read, without the underscore ("ocr"); "" = transcriptions alone are used.
     min_ocr_confidence  recognised lines below it are left out (0..1).
@@ -65,7 +66,7 @@ class What:
     min_ocr_confidence: float = 0.5
     document_lines: int = 12
     kind: str = ""
-    document_kinds: tuple[str, ...] = ("document",)
+    document_kinds: tuple[str, ...] = ("page", "receipt", "document")
     chart_kinds: tuple[str, ...] = ("chart",)
     chart: str = ""
     regions: str = ""

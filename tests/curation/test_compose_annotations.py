@@ -44,6 +44,8 @@ def test_a_caption_is_the_first_column_that_has_one() -> None:
     assert answers(what, ["image"], own, {"short_text": None, "detailed_text": None}) == [("short_caption", "own")]
     assert answers(What(), ["image"], own, columns) == [("short_caption", "own")]
     assert answers(What(captions={"short_caption": ("short_text",)}), ["image"], own, {"short_text": None}) == []
+    alt = What(tasks=("short_caption",), captions={"short_caption": ("transcription",)})
+    assert answers(alt, ["image"], Texts(transcription="read"), {}) == [("short_caption", "read")]
 
 
 def test_the_ocr_target_begins_with_the_same_caption_unless_told_otherwise() -> None:
@@ -135,8 +137,9 @@ def test_a_kind_decides_between_document_and_scene_where_there_is_one() -> None:
         for lines in (few, many)
     }
     assert {k for k, v in task.items() if v == "document"} == {("document", 2), ("document", 4), (None, 4)}
-    pages = What(tasks=("ocr", "document"), ocr="ocr", kind="kind_label", document_kinds=("page", "receipt"))
-    assert answers(pages, ["image"], Texts(), {"ocr_lines": [few], "kind_label": ["receipt"]})[0][0] == "document"
+    pages = What(tasks=("ocr", "document"), ocr="ocr", kind="kind_label", document_kinds=("form",))
+    assert answers(pages, ["image"], Texts(), {"ocr_lines": [few], "kind_label": ["form"]})[0][0] == "document"
+    assert answers(pages, ["image"], Texts(), {"ocr_lines": [many], "kind_label": ["document"]})[0][0] == "ocr"
 
 
 def test_a_chart_takes_what_would_be_caption_document_and_vqa() -> None:
