@@ -53,3 +53,27 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("FOVEA_CACHE", str(tmp_path / "fovea"))
+
+
+@pytest.fixture(scope="session")
+def small_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image-text-to-text model that names coloured shapes (tests/small_models/captioner.py). About ten seconds."""
+    from tests.small_models.captioner import build
+
+    return build(tmp_path_factory.mktemp("small_captioner"))
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An open_clip model folder, trained on coloured shapes (tests/small_models/clip.py). About four seconds."""
+    from tests.small_models.clip import build
+
+    return build(tmp_path_factory.mktemp("small_clip"))
+
+
+@pytest.fixture(scope="session")
+def small_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A linear head for the small CLIP's vectors (tests/small_models/aesthetic.py)."""
+    from tests.small_models.aesthetic import build
+
+    return build(tmp_path_factory.mktemp("small_head"))
