@@ -65,6 +65,7 @@ def open_backend(what: What, how: CaptionHow) -> Backend:
 def load(what: What, how: CaptionHow) -> Captioner:
     """Raises InfrastructureError with the mend: files missing or torn, an unknown kind of model, code of its own that is not allowed."""
     from safetensors import SafetensorError
+    from tokenizers import AddedToken
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     folder = local_folder(what.model, what.revision, remote_code=what.remote_code)
@@ -85,6 +86,8 @@ def load(what: What, how: CaptionHow) -> Captioner:
     template = bool(getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None))
     if what.system and not template:
         raise InfrastructureError(f"model {what.model} has no chat template, so it takes no `system` message; write it into the prompt")
+    if not template and isinstance(getattr(processor, "image_token", None), str) and hasattr(processor, "num_query_tokens"):
+        processor.image_token = AddedToken(processor.image_token)  # BLIP-2's processor asks it for its `.content`
     processor.tokenizer.padding_side = "left"  # a reply begins right after the prompt
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
