@@ -86,7 +86,7 @@ def _keep(problems: Problems, place: Place, params: Any) -> RuleEntry | None:
         found: list[str] | None = checked(problems, (*place, "for"), listed, list[str], "'for' of keep")
         kinds = frozenset(found or ())
         if found is not None and (not kinds or kinds - ALL_KINDS):
-            problems.add((*place, "for"), "'for' of keep is one or more of text, image, video")
+            problems.add((*place, "for"), "'for' of keep is one or more of text, image, video, pdf")
     if expression is None:
         return None
     return RuleEntry(name, expression, kinds, "any" if conditions[0] == "any" else "all", (*place, conditions[0]), line)
