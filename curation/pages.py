@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pypdfium2 as pdfium
+import pypdfium2.raw as raw
 
 from curation.pages_text import transcription
 from curation.step import Child, ChildMedium, How, Result, Step
@@ -19,7 +20,6 @@ from shards.sample import Texts
 
 VERSION = 1
 POINTS = 72.0  # of an inch
-_PASSWORD, _SECURITY = 4, 5  # pdfium's FPDF_ERR_PASSWORD and FPDF_ERR_SECURITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,16 @@ def pages_of(what: What, view: SampleView) -> Iterator[Child]:
 
 @contextmanager
 def _opened(medium: MediaView) -> Iterator[pdfium.PdfDocument]:
-    data = medium.data()
+    data = medium.data()  # pdfium reads in it for as long as the document is open
     with medium.decoding():
-        try:
-            document = pdfium.PdfDocument(data)
-        except pdfium.PdfiumError as error:
-            raise DecodeError(_told(error)) from error
+        handle = raw.FPDF_LoadMemDocument64(data, len(data), None)
+        if not handle:
+            raise DecodeError(_told(raw.FPDF_GetLastError()))
+        document = pdfium.PdfDocument(handle)
     try:
         pages, most = len(document), medium.limits.pdf_pages
+        if pages < 1:
+            raise DecodeError("the PDF has no pages")
         if pages > most:
             raise LimitError(f"a PDF of {pages:,} pages, more than limits.pdf.pages = {most:,}")
         yield document
@@ -81,12 +83,12 @@ def _opened(medium: MediaView) -> Iterator[pdfium.PdfDocument]:
         document.close()
 
 
-def _told(error: pdfium.PdfiumError) -> str:
-    if error.err_code == _PASSWORD:
+def _told(code: int) -> str:
+    if code == raw.FPDF_ERR_PASSWORD:
         return "the PDF is encrypted and asks for a password"
-    if error.err_code == _SECURITY:
+    if code == raw.FPDF_ERR_SECURITY:
         return "the PDF is encrypted in a way that pdfium does not know"
-    return "the PDF has no pages" if not error.err_code else f"no readable PDF: {error}"
+    return "no readable PDF: it is damaged, cut, or something else"
 
 
 def _drawn(what: What, medium: MediaView, document: pdfium.PdfDocument, before: tuple[int, ...]) -> Iterator[Child]:

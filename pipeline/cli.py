@@ -113,7 +113,10 @@ def plan(recipe: Annotated[str, typer.Argument()], run: RunDir, override: Overri
     loaded = load_recipe(recipe, overrides=override or (), run=run)
     models = model_states(loaded)
     found = make_plan(loaded, run)
-    steps = [{"step": s.name, "calls": s.calls, "exact": s.exact, "cached": s.cached, "seconds": s.seconds} for s in found.steps]
+    steps = [
+        {"step": s.name, "calls": s.calls, "exact": s.exact, "cached": s.cached, "seconds": s.seconds, "beyond": s.beyond}
+        for s in found.steps
+    ]
     if as_json:
         flips = [{"from": a, "to": b, "samples": n} for (a, b), n in found.flips.items()]
         told = {"changes": asdict(found.changes), "phases": found.phases, "steps": steps, "counts": found.counts, "flips": flips}
@@ -126,7 +129,8 @@ def plan(recipe: Annotated[str, typer.Argument()], run: RunDir, override: Overri
     shown = table("step", "calls", "cached rows", "seconds at this run's cost so far")
     for s in found.steps:
         seconds = "" if s.seconds is None else f"{s.seconds:,.1f}"
-        shown.add_row(s.name, f"{'' if s.exact else '≤ '}{s.calls:,}", f"{s.cached:,}", seconds)
+        beyond = f", and {s.beyond}" if s.beyond else ""
+        shown.add_row(s.name, f"{'' if s.exact else '≤ '}{s.calls:,}{beyond}", f"{s.cached:,}", seconds)
     out.print(shown)
     if models:
         show_models(out, models)
@@ -159,6 +163,9 @@ def explain(run: Annotated[str, typer.Argument()], uid: Annotated[str, typer.Arg
             out.print(f"rule {event['rule']}: {event['said']}  ({event['if']})", markup=False)
         else:
             out.print(f"step {event['step']}: {_scores(event)}", markup=False)
+    for child in found["children"]:
+        why = f" by {child['step']}: {child['reason']}" if child["step"] else ""
+        out.print(f"child {child['uid']}  {child['key']}  {child['verdict']}{why}", markup=False)
     if found["placement"]:
         p = found["placement"]
         out.print(f"in {p['shard']} at offset {p['offset']:,}, {p['bytes']:,} bytes, split {p['split']}")

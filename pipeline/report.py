@@ -27,7 +27,7 @@ def report(ledger: Ledger, recipe: Recipe) -> dict[str, Any]:
             connection,
             "select verdict, step, case when step = 'source' then 'damaged' "
             "when verdict = 'errored' and not starts_with(reason, 'missing score') then regexp_extract(reason, '^[a-z ]+') "
-            "else reason end as reason, "
+            "when verdict = 'split' then regexp_replace(reason, '^[0-9]+ (.*?)s?$', '\\1s') else reason end as reason, "
             "count(*) as samples, min(uid) as example from samples where verdict <> 'kept' "
             "group by all order by verdict, samples desc, step, reason",
         )
