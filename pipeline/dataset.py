@@ -13,21 +13,17 @@ import ray
 
 from pipeline import cluster
 from pipeline.children import records_sql
-from pipeline.ledger import PLACEMENTS, Ledger, first, name, quote
+from pipeline.layout import Layout, layout_of
+from pipeline.ledger import PLACEMENTS, Ledger, first, quote
 from pipeline.recipe import Recipe, StepOp
+from pipeline.reuse import reuse
 from pipeline.segments import work_value
 from pipeline.shardwork import ShardTask, try_one
 from pipeline.verdicts import Judge
-from shards.errors import FoveaError, ShardError
-from shards.index import ITEM_FIELDS, MEASURE_TYPE, index_schema
+from shards.errors import FoveaError
 from shards.manifest import MANIFEST, Manifest, ShardInfo, load_manifest, profile_entries, save_manifest, version_folder
-from shards.profile import Profile
-from shards.publish import publish_index
-from shards.reader import read_index
 from shards.sample import digest_of
 from shards.store import Store, open_store
-from shards.twin import decode_index
-from shards.writer import score_name
 
 SAMPLE_OVERHEAD = 3 * 1024  # headers, padding and JSON of a sample, for cutting; shards are cut by estimate, never split a sample
 BATCH = 10_000
@@ -45,32 +41,6 @@ class Published:
     samples: int
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What a dataset holds besides the samples: the operators that give items, measures and scores."""
-
-    compose: StepOp | None
-    measures: tuple[tuple[StepOp, Profile], ...]
-    scores: tuple[tuple[str, pa.DataType, str], ...]  # index column, type, column of the recipe
-
-    @property
-    def schema(self) -> pa.Schema:
-        return index_schema([pa.field(n, t) for n, t, _ in self.scores], [p.name for _, p in self.measures])
-
-
-def layout_of(recipe: Recipe) -> Layout:
-    """Raises ShardError if two measure steps use the same profile name."""
-    steps = [op for op in recipe.ops if isinstance(op, StepOp)]
-    compose = next((op for op in reversed(steps) if op.op == "compose"), None)
-    measures = tuple((op, op.what.loaded_profile()) for op in steps if op.op == "measure")
-    names = [p.name for _, p in measures]
-    if len(set(names)) != len(names):
-        raise ShardError(f"{recipe.path}: two measure steps have the profile {names}; a profile is measured once")
-    aside = {"compose", "measure"}
-    scores = tuple((score_name(c.name), c.type, c.name) for op in steps if op.op not in aside for c in op.columns if not c.wide)
-    return Layout(compose, measures, scores)
-
-
 def publish(judge: Judge, counts: dict[str, int], progress: Callable[[str, int, int], None]) -> Published:
     """Write what is kept now as a version of the dataset; nothing if the newest version is that already. All segments must be judged."""
     began = time.monotonic()
@@ -86,7 +56,7 @@ def publish(judge: Judge, counts: dict[str, int], progress: Callable[[str, int, 
         return Published(old.version, path, 0, len(old.shards), 0, sum(s.samples for s in old.shards))
     # Which tars are reused hangs on what was there before, so a state that comes back is still another version.
     version = digest_of(state, old.version if old is not None else None)
-    reused = _reuse(judge, layout, store, old, version) if old is not None else []
+    reused = reuse(judge, layout, store, old, version) if old is not None else []
     tasks = _cut(judge, layout, store, version)
     infos = _write(tasks, progress)
     shards = [*(info for info, _ in reused), *infos]
@@ -159,72 +129,6 @@ def _state(judge: Judge, layout: Layout, counts: dict[str, int]) -> str:
     count, xor = first(judge.connection, f"select count(*), bit_xor(md5_number({row}::varchar)) from kept")
     settings = [recipe.name, recipe.digest, steps, recipe.write.max_bytes, recipe.write.max_samples, str(layout.schema), counts]
     return digest_of(count, str(xor), judge.populations, settings)
-
-
-def _reuse(judge: Judge, layout: Layout, store: Store, old: Manifest, version: str) -> list[tuple[ShardInfo, bool]]:
-    """(entry, whether its index is new) of the old tars that still hold kept samples as they are; those samples leave `kept_new`."""
-    con = judge.connection
-    con.register("old_shards", pa.table({"shard": pa.array([shard.path for shard in old.shards], pa.string())}))
-    con.execute(  # placements are committed before the manifest: after a kill between them they name shards that no manifest does
-        "create or replace temp table placed as select k.uid, p.shard from kept k "
-        f"join {judge.scan('placements')} p on p.uid = k.uid and p.sample = k.sample semi join old_shards o on o.shard = p.shard"
-    )
-    found: list[tuple[ShardInfo, bool]] = []
-    for shard in old.shards:
-        con.execute(f"create or replace temp table here as select uid from placed where shard = {quote(shard.path)}")
-        count = first(con, "select count(*) from here")[0]
-        if count == 0:
-            continue
-        index = decode_index(read_index(store, shard), shard.index)
-        table = _reindexed(judge, layout, index)
-        if table.equals(index):
-            found.append((shard, False))
-        else:
-            found.append((publish_index(store, version_folder(version), shard, table), True))
-    con.execute("create or replace temp table kept_new as select * from kept anti join placed using (uid)")
-    return found
-
-
-def _reindexed(judge: Judge, layout: Layout, index: pa.Table) -> pa.Table:
-    """The index of an old tar as it is now: rows of samples that stay (temp table `here`), with today's scores and measures."""
-    con = judge.connection
-    fixed = index.select([f.name for f in ITEM_FIELDS]).append_column("_row", pa.array(range(index.num_rows), pa.int64()))
-    con.register("old_index", fixed)
-    select, joins = judge.columns_sql([c for _, _, c in layout.scores], before=len(judge.recipe.ops), first=True)
-    values = ", ".join(["b.uid", *select])
-    con.execute(
-        f"create or replace temp table now_scores as select {values} "
-        f"from (select k.* from kept k semi join here using (uid)) b {' '.join(joins)}"
-    )
-    parts = [f"i.{name(f.name)}" for f in ITEM_FIELDS]
-    parts += [f"s.{name(c)} as {name(n)}" for n, _, c in layout.scores]
-    measured_joins = []
-    for k, (op, profile) in enumerate(layout.measures):
-        column = next(c.name for c in op.columns if c.wide)
-        chosen, joined = judge.columns_sql([column], before=len(judge.recipe.ops))
-        con.execute(
-            f"create or replace temp table now_measure{k} as select b.uid, {', '.join(chosen)} "
-            f"from (select k.* from kept k semi join here using (uid)) b {' '.join(joined)}"
-        )
-        place = "case when i.n >= 0 then row_number() over (partition by i.uid order by i._row) end"
-        parts.append(f"m{k}.{name(column)}[{place}] as {name(profile.name)}")
-        measured_joins.append(f"left join now_measure{k} m{k} on m{k}.uid = i.uid")
-    query = f"select {', '.join(parts)} from old_index i join now_scores s on s.uid = i.uid {' '.join(measured_joins)} order by i._row"
-    table = con.sql(query).to_arrow_table()
-    con.unregister("old_index")
-    return _to_schema(table, layout.schema)
-
-
-def _to_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Columns rebuilt under the index's exact types (DuckDB gives equal values under nullable ones)."""
-    columns = []
-    for field in schema:
-        values = table.column(field.name).to_pylist()
-        if field.type == MEASURE_TYPE:
-            keys = [f.name for f in MEASURE_TYPE]
-            values = [None if v is None else {k: v[k] for k in keys} for v in values]
-        columns.append(pa.array(values, field.type))
-    return pa.Table.from_arrays(columns, schema=schema.remove_metadata())
 
 
 def _cut(judge: Judge, layout: Layout, store: Store, version: str) -> list[ShardTask]:
