@@ -161,13 +161,13 @@ class Group:
 
     def _call(self, place: int, bound: BoundStep, inputs: Sequence[MediaView | SampleView], cost: StepCost) -> Sequence[Result]:
         function = self._function(place, bound)
-        results = tried(lambda: self._once(function, bound, inputs, cost))
+        results = tried(lambda: self._once(function, bound, inputs, cost), self.room.pause)
         cost.calls += len(inputs)
         return checked(bound, inputs, results)
 
     def _function(self, place: int, bound: BoundStep) -> Callable[[Sequence[Any]], Sequence[Result]]:
         if place not in self._functions:
-            self._functions[place] = tried(lambda: self._open(bound))
+            self._functions[place] = tried(lambda: self._open(bound), self.room.pause)
         return self._functions[place]
 
     def _split(

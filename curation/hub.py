@@ -41,13 +41,13 @@ def asked_commit(repo: str, revision: str = "") -> str:
 def cached_folder(repo: str, revision: str, wants: Sequence[str]) -> Path | None:
     """The snapshot in the local cache, if all its files of these patterns are there as far as the cache can tell; asks no network."""
     import huggingface_hub
-    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 
     try:
         found = huggingface_hub.snapshot_download(
             repo, revision=revision or None, local_files_only=True, allow_patterns=list(wants), ignore_patterns=list(OTHER_ENGINES)
         )
-    except (LocalEntryNotFoundError, IncompleteSnapshotError):
+    except (LocalEntryNotFoundError, IncompleteSnapshotError, HFValidationError):
         return None
     return Path(found)
 
@@ -106,7 +106,8 @@ def _unreachable(repo: str, revision: str, error: Exception) -> InfrastructureEr
     version = f" --revision {revision}" if revision else ""
     return InfrastructureError(
         f"{told} is not in the local cache and the hub cannot be reached ({why}); give a directory, or fill the cache with "
-        f"`hf download {repo}{version}` on a machine with a network and copy it (HF_HOME says where it is)"
+        f"`hf download {repo}{version}` on a machine with a network and copy it (HF_HOME says where it is)",
+        retryable=True,  # a worker that meets this in the midst of a run waits a little: the network may be back
     )
 
 

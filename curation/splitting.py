@@ -75,7 +75,7 @@ class Splitting:
         self._cost.calls += 1
         begin = time.perf_counter()
         try:
-            answer = tried(lambda: self._once(member, function))
+            answer = tried(lambda: self._once(member, function), self._room.pause)
         finally:
             self._cost.seconds += time.perf_counter() - begin
         if self._blob is not None and self._blob.size >= BLOB_BYTES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from shards.sample import MediaRef, Sample
 from shards.video import VideoHeader, sample_frames, video_header
 
 KEPT_BYTES = 64_000_000  # encoded bytes of a medium above which data() is not kept
+PULSE_SECONDS = 5.0  # between two signs of life while waiting for another try
 _BLOCK = 1 << 20
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 V = TypeVar("V")
@@ -56,6 +58,13 @@ class Room:
         """A new piece of work begins: CPU time is counted anew, and allowed for each input."""
         self.call, self.inputs = self.call + 1, inputs
         self.mark(sample)
+
+    def pause(self, seconds: float) -> None:
+        """Sleeps, and says again and again that it is alive: a wait is no silence to be killed for."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.begin(1)
+            time.sleep(min(left, PULSE_SECONDS))
 
     @contextmanager
     def decoding(self, sample: int) -> Iterator[None]:

@@ -87,6 +87,7 @@ def curate(
                 "changes": asdict(outcome.changes),
                 "dataset": asdict(outcome.dataset) if outcome.dataset else None,
                 "seconds": {k: round(v, 3) for k, v in outcome.seconds.items()},
+                "models": [state.to_json() for state in models],
             }
         )
     else:
@@ -282,9 +283,9 @@ def show_funnel(found: dict[str, Any]) -> None:
     """The funnel with reasons as tables."""
     from pipeline.report import STAGE_HEAD, stage_row
 
-    shown = table("source", "kept", "rejected", "errored", "pending")
+    shown = table("source", *found["verdicts"])
     for source, verdicts in sorted(found["sources"].items()):
-        shown.add_row(source, *(f"{verdicts.get(v, 0):,}" for v in ("kept", "rejected", "errored", "pending")))
+        shown.add_row(source, *(f"{verdicts.get(v, 0):,}" for v in found["verdicts"]))
     out.print(shown)
     stages = table(*STAGE_HEAD)
     for stage in found["funnel"]:

@@ -179,7 +179,8 @@ def _devices() -> Iterator[Finding]:
 def _weights() -> Iterator[Finding]:
     try:
         from curation.encoders import LITE0, Weights
-        from curation.ocr_models import PACKAGE, cache_dir, check_model
+        from curation.models import cache_dir
+        from curation.ocr_models import PACKAGE, check_model
     except ImportError as error:
         yield Finding("weights", "bad", f"cannot look: {error}", "install the packages named above")
         return

@@ -138,7 +138,10 @@ def test_python_of_a_hub_model_is_refused_before_its_weights_are_downloaded(mode
     assert (local_folder("org/model", remote_code=True) / "run.py").read_bytes() == FILES["run.py"]
 
 
-@pytest.mark.parametrize(("model", "revision", "told"), [("org/none", "", "not on the hub"), ("org/model", "v9", "no such revision")])
+@pytest.mark.parametrize(
+    ("model", "revision", "told"),
+    [("org/none", "", "not on the hub"), ("org/model", "v9", "no such revision"), ("org/mo--del", "", "model org/mo--del: ")],
+)
 def test_what_the_hub_does_not_have(model_hub: Hub, model: str, revision: str, told: str) -> None:
     model_hub.put("org/model", FILES)
     with pytest.raises(InfrastructureError, match=told):

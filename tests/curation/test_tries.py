@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from curation import view
 from curation.group import GroupRunner
 from curation.tries import as_infrastructure, tried
 from shards.errors import DecodeError, InfrastructureError
@@ -87,6 +88,14 @@ def test_what_was_done_before_an_error_is_kept(tmp_path: Path) -> None:
     assert result.onward["key"].to_pylist() == [str(i) for i in range(32)]
     with GroupRunner([words, step], Limits()) as runner, pytest.raises(InfrastructureError, match="given up"):
         runner.run(batch)
+
+
+def test_a_wait_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever watches sees another piece of work begin, however long the wait."""
+    monkeypatch.setattr(view, "PULSE_SECONDS", 0.01)
+    room = view.Room(Limits())
+    room.pause(0.1)
+    assert room.call >= 5
 
 
 def test_a_unit_ends_between_chunks_when_it_is_told_to() -> None:
