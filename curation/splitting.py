@@ -188,7 +188,7 @@ class Splitting:
             inside = f"{self._bound.call.digest}/{digest[:2]}/{digest}"
             assert self._store is not None
             blob, store = self._blob, self._store
-            tried(lambda: store.put_new_file(inside, blob.path))
+            tried(lambda: store.put_new_file(inside, blob.path), self._room.pause)
             name = f"{DERIVED}/{inside}"
         for row in self._open_rows:
             if row["media"]:

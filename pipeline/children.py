@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from curation.listing import CHILDREN, LISTING
 from pipeline.ledger import quote
 from pipeline.recipe import StepOp
-from pipeline.segments import children_table, fingerprint_sql, splitters
+from pipeline.segments import CHILDREN_TABLES, Segment, children_table, fingerprint_sql, splitters
 from shards.paths import to_text
 from shards.sources.spec import UNIT_BYTES, UNIT_SAMPLES
 
@@ -79,6 +81,29 @@ def records_sql(judge: Judge) -> str:
         scan = judge.scan(children_table(op), CHILDREN)
         parts.append(f"select uid, {origin_sql(op, 'fp')} as origin, {media} as media, texts from {scan}")
     return f"({' union all '.join(parts)})"
+
+
+def known_contents(judge: Judge, segment: Segment) -> set[tuple[str, str]]:
+    """(uid, stamp) in `contents` of what may be made again of the samples that wait in a splitter's segment: a page that looks the same in
+    the new file, or under another What. Their rows are there already, and the first one stays."""
+    tables = [table for table in judge.ledger.log.state.tables() if table.startswith(CHILDREN_TABLES)]
+    if segment.splitter is None or not tables:
+        return set()
+    made = " union all ".join(f"select uid, parent from {judge.scan(table, CHILDREN)}" for table in tables)
+    return set(
+        judge.connection.execute(
+            f"select distinct c.uid, c.stamp from {judge.scan('contents')} c join ({made}) k on k.uid = c.uid "
+            f"join state{segment.number} b on b.uid = k.parent and b.status = 'pending'"
+        ).fetchall()
+    )
+
+
+def without(contents: pa.Table, known: set[tuple[str, str]]) -> pa.Table:
+    """The rows of `contents` that are not known."""
+    if not known:
+        return contents
+    keys = zip(contents["uid"].to_pylist(), contents["stamp"].to_pylist(), strict=True)
+    return contents.filter(pa.array([key not in known for key in keys], pa.bool_()))
 
 
 def everybody(judge: Judge) -> str:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from curation.splitting import DERIVED
 from pipeline import cluster
+from pipeline.children import known_contents, without
 from pipeline.committer import Committer
 from pipeline.dataset import Published, publish
 from pipeline.ledger import VERDICTS, Ledger, first, name, open_ledger
@@ -177,6 +178,7 @@ def global_rows(judge: Judge, segment: Segment, op: StepOp) -> pa.Table:
 def _annotate(judge: Judge, segment: Segment, outcome: Outcome, progress: Progress, waiting: int) -> None:
     work = judge.ledger.scratch() / f"segment-{segment.number}.parquet"
     tasks = write_work(judge, segment, work, work_fields_of(judge, segment))
+    known = known_contents(judge, segment)
     committer = Committer(judge.ledger)
     limits = {op.name: op.max_errors for _, op in segment.ops if isinstance(op, StepOp) and op.max_errors is not None}
     errors: dict[str, int] = {}
@@ -186,6 +188,8 @@ def _annotate(judge: Judge, segment: Segment, outcome: Outcome, progress: Progre
     try:
         for header, tables in stream(tasks, pools_of(segment), judge.recipe.limits, judge.ledger.store.url(DERIVED)):
             tables.pop("onward", None)
+            if "contents" in tables:
+                tables["contents"] = without(tables["contents"], known)
             outcome.media_opened += header["media_opened"]
             outcome.crashes += header["crashes"]
             done += header["rows"]

@@ -11,6 +11,9 @@ from pipeline.ledger import name, quote
 from pipeline.recipe import Recipe, RuleOp, StepOp
 
 
+CHILDREN_TABLES = "children-"  # what the names of their tables begin with
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Operators that are judged together: (index in recipe.ops, op). A global step is the first of its segment, a splitter the only one."""
@@ -60,7 +63,7 @@ def wide_table(op: StepOp) -> str:
 
 
 def children_table(op: StepOp) -> str:
-    return f"children-{op.digest}"
+    return f"{CHILDREN_TABLES}{op.digest}"
 
 
 def global_table(op: StepOp, population: str) -> str:
