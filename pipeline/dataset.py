@@ -101,8 +101,11 @@ def _kept(judge: Judge, layout: Layout) -> None:
     joins = [*joins, f"left join state{last} g on g.uid = {copy} and g.op is null"]
     same = f"coalesce(g.family, {copy}, b.family)"  # copies go where the kept one goes, and the children of one sample together
     items = quote(layout.compose.digest if layout.compose else "-")
+    # With a blur, or another one, every picture is written anew: an old tar that is kept for the sake of some would show the others' faces.
+    blur = judge.recipe.blur
+    seen = f" || case when kind in ('image', 'mixed') then {quote('|' + blur.key)} else '' end" if blur is not None else ""
     judge.connection.execute(
-        f"create or replace temp table kept as select *, content || '|' || text_fp || '|' || split || '|' || {items} as sample from ("
+        f"create or replace temp table kept as select *, content || '|' || text_fp || '|' || split || '|' || {items}{seen} as sample from ("
         # Where no step reads media nobody knows the content, and the stamp stands for it.
         f"select b.uid, b.origin, b.source, b.key, b.kind, b.unit, coalesce(b.content, 'stamp:' || b.media_stamp) as content, "
         f"b.text_fp, b.media_stamp, {_split_sql(judge.recipe, same)} as split, "
@@ -146,6 +149,7 @@ def _cut(judge: Judge, layout: Layout, store: Store, version: str) -> list[Shard
     )
     wanted = [c.name for c in layout.compose.columns if c.wide] if layout.compose else []
     wanted += [c.name for op, _ in layout.measures for c in op.columns if c.wide]
+    wanted += [recipe.blur.column] if recipe.blur is not None else []
     wide, wide_joins = judge.columns_sql(wanted, before=len(recipe.ops))
     select, joins = [*select, formats, *wide], [*joins, *wide_joins]
     columns = ", ".join(
@@ -180,7 +184,17 @@ def _cut(judge: Judge, layout: Layout, store: Store, version: str) -> list[Shard
             schema = layout.schema.serialize().to_pybytes()
             tasks.append(
                 ShardTask(
-                    str(path), len(tasks), shard, store.url(), version_folder(version), schema, items, scores, profiles, recipe.limits
+                    str(path),
+                    len(tasks),
+                    shard,
+                    store.url(),
+                    version_folder(version),
+                    schema,
+                    items,
+                    scores,
+                    profiles,
+                    recipe.limits,
+                    recipe.blur,
                 )
             )
     return tasks

@@ -10,6 +10,7 @@ from typing import Any
 
 import pipeline.sections as sections
 from curation.rules import rule_digest
+from pipeline.blur import Blur, blur_of
 from pipeline.fields import Problems, check_secrets, checked, did_you_mean, mapping
 from pipeline.operations import RuleOp, StepOp, operations
 from pipeline.overrides import merged, to_text
@@ -54,8 +55,14 @@ class Recipe:
         """Identity of all that decides what a run over the same files gives: not where sources lie, not How, not `max_errors`."""
         sources = [[s.name, s.format, s.where, dict(s.fields), s.explode, dict(s.options)] for s in self.sources]
         ops = [["step", op.name, op.prefix, op.digest] if isinstance(op, StepOp) else ["rule", rule_digest(op.rule)] for op in self.ops]
-        ends = [self.write.max_bytes, self.write.max_samples]
+        ends: list[Any] = [self.write.max_bytes, self.write.max_samples]
+        if self.blur is not None:
+            ends.append(self.blur.key)
         return digest_of("recipe", sources, asdict(self.limits), ops, ends, dict(self.split))
+
+    @property
+    def blur(self) -> Blur | None:
+        return blur_of(self.ops, self.write.blur) if self.write.blur else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +186,11 @@ def _recipe(
         overrides=overrides,
         pins=pins.known,
     )
+    if recipe.write.blur and recipe.blur is None and not problems.found:
+        told = f"'blur' of write: {recipe.write.blur!r} is no step that finds boxes; name a faces step" + (
+            " that comes before where this run stops" if until is not None else f": - {recipe.write.blur}: …"
+        )
+        problems.add(("write", "blur"), told)
     problems.raise_any()
     return recipe
 

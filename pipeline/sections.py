@@ -26,11 +26,15 @@ _LIMITS = {
 
 @dataclass(frozen=True, slots=True)
 class WriteSpec:
-    """Where the dataset goes (absolute, a URL, or below the run) and where a shard ends: bytes of its tar, samples in it."""
+    """Where the dataset goes (absolute, a URL, or below the run) and where a shard ends: bytes of its tar, samples in it.
+
+    blur   name of the step whose boxes are wiped out in the pictures that are written; "" = none.
+    """
 
     path: str = "dataset"
     max_bytes: int = 1_000_000_000
     max_samples: int = 10_000
+    blur: str = ""
 
 
 def sources(problems: Problems, value: Any, look: bool) -> tuple[SourceSpec, ...]:

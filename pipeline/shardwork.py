@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.rows import texts_from_json
-from shards.errors import FoveaError, InfrastructureError
+from pipeline.blur import Blur, blurred
+from shards.errors import FoveaError, InfrastructureError, ShardError
 from shards.index import MEASURE_TYPE
 from shards.items import items_from_json
 from shards.manifest import ShardInfo
@@ -31,6 +32,7 @@ class ShardTask:
     """Row group `group` of `file` is the shard `shard`, to be published under `folder` of the store at `store`.
 
     schema: of the index, serialised. items: column of the items' JSON. scores, measures: index column → column of the work file.
+    blur: the boxes to wipe out, a column of the work file.
     """
 
     file: str
@@ -43,6 +45,7 @@ class ShardTask:
     scores: Mapping[str, str]
     measures: Mapping[str, str]
     limits: Limits
+    blur: Blur | None = None
 
 
 def write_one(task: ShardTask) -> ShardInfo:
@@ -87,7 +90,7 @@ def _samples(task: ShardTask, rows: pa.Table) -> Iterator[ShardSample]:
                 key=row["key"],
                 kind=row["kind"],
                 split=row["_split"],
-                media=[_medium(ref, digest or "", task.limits, row, i) for i, (ref, digest) in enumerate(zip(refs, digests, strict=True))],
+                media=[_medium(ref, digest or "", task, row, i) for i, (ref, digest) in enumerate(zip(refs, digests, strict=True))],
                 texts=texts_from_json(row["_texts"]),
                 items=items,
                 scores={index: row[column] for index, column in task.scores.items()},
@@ -95,13 +98,26 @@ def _samples(task: ShardTask, rows: pa.Table) -> Iterator[ShardSample]:
             )
 
 
-def _medium(ref: MediaRef, sha256: str, limits: Limits, row: Mapping[str, Any], place: int) -> ShardMedium:
+def _medium(ref: MediaRef, sha256: str, task: ShardTask, row: Mapping[str, Any], place: int) -> ShardMedium:
     formats = row["_formats"]
     found = formats[place] if formats and place < len(formats) else None
-    small = 0 <= ref.length <= HELD_BYTES or ref.cell is not None
-    data = read_media(ref, limits) if small else partial(open_media, ref, limits)
+    faces = _faces(task.blur, row, place) if task.blur is not None and ref.kind == "image" else []
+    small = 0 <= ref.length <= HELD_BYTES or ref.cell is not None or bool(faces)
+    data = read_media(ref, task.limits) if small else partial(open_media, ref, task.limits)
     transform = json.loads(ref.transform) if ref.transform else None
-    return ShardMedium(ref.kind, ref.name, data, sha256, ref.original or "", transform, found or "")
+    medium = ShardMedium(ref.kind, ref.name, data, sha256, ref.original or "", transform, found or "")
+    return blurred(medium, task.blur, faces, task.limits) if task.blur is not None else medium
+
+
+def _faces(blur: Blur, row: Mapping[str, Any], place: int) -> list[Mapping[str, Any]]:
+    """Raises ShardError where nobody looked for any: such a picture must not be written as if it had none."""
+    boxes = row[blur.column]
+    if boxes is None or place >= len(boxes) or boxes[place] is None:
+        raise ShardError(
+            f"sample {row['uid']} ({row['source']}, {row['key']}): no {blur.column} of medium {place}, so it cannot be blurred"
+        )
+    found: list[Mapping[str, Any]] = boxes[place]
+    return found
 
 
 def _measures(values: list[Mapping[str, Any]] | None, items: int) -> list[Mapping[str, Any] | None]:
