@@ -9,8 +9,8 @@ Two of ours, over the same files:
     step     the step's function over views, in this process.
     runner   as the engine runs it: the child process, bytes hashed, rows checked and stored in tables.
 Ours decode on a second thread while the model has the first. All take turns; the best turn of each counts. Start-up and loading the model
-are no part of any rate. CPU seconds for each picture are printed too (not of the runner, which has them in its child): they hold on a
-machine that others use as well.
+are no part of any rate. CPU seconds for each picture are printed too (the runner's with its child's): they hold on a machine that others
+use as well, and say what the step costs where no core is idle.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; as Ray sets it for an actor of one CPU
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -81,18 +82,17 @@ def measured(places: list[Path], turns: int) -> dict[str, Any]:
             "runner": lambda: runner.run(picture_unit(places)),
         }
         rates: dict[str, list[float]] = {name: [] for name in ways}
-        cpu: dict[str, list[float]] = {name: [] for name in ways if name != "runner"}
+        cpu: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(turns):
             for name, way in ways.items():
-                at, cpu_at = time.perf_counter(), time.process_time()
+                at, cpu_at = time.perf_counter(), cpu_seconds()
                 way()
                 rates[name].append(round(len(places) / (time.perf_counter() - at), 2))
-                if name in cpu:
-                    cpu[name].append(round((time.process_time() - cpu_at) / len(places), 4))
+                cpu[name].append(round((cpu_seconds() - cpu_at) / len(places), 4))
     check(np.concatenate([encode(module, batch) for batch in ready[:1]]), function(views(places[:BATCH])))
     best = {name: max(found) for name, found in rates.items()}
     ratios = {f"{ours}/{bare}": round(best[ours] / best[bare], 3) for ours in ("step", "runner") for bare in ("whole", "encode")}
-    work = {f"{bare}/step": round(min(cpu[bare]) / min(cpu["step"]), 3) for bare in ("whole", "encode")}
+    work = {f"{bare}/{ours}": round(min(cpu[bare]) / min(cpu[ours]), 3) for ours in ("step", "runner") for bare in ("whole", "encode")}
     return {
         "images": len(places),
         "images_per_second": rates,
@@ -100,6 +100,12 @@ def measured(places: list[Path], turns: int) -> dict[str, Any]:
         "cpu_seconds_a_picture": cpu,
         "ratio of the least CPU": work,
     }
+
+
+def cpu_seconds() -> float:
+    """Of this process and its children."""
+    times = [process.cpu_times() for process in (psutil.Process(), *psutil.Process().children(recursive=True))]
+    return sum(found.user + found.system for found in times)
 
 
 def open_clip_transform(module: Any) -> Callable[[Image.Image], torch.Tensor]:
