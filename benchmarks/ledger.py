@@ -24,7 +24,8 @@ from curation.rows import row_schema
 from pipeline.ledger import CONTENTS, LISTING, RECORDS, open_ledger
 from pipeline.log import Cost
 from pipeline.recipe import StepOp, load_recipe
-from pipeline.verdicts import Judge, global_schema, global_table, step_table
+from pipeline.segments import global_schema, global_table, step_table
+from pipeline.verdicts import Judge
 
 COMMIT = 100_000
 RECIPE = """

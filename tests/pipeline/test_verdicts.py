@@ -18,7 +18,8 @@ from curation.rules import BASE_COLUMNS, judge, reason
 from pipeline.curate import counts, run_global
 from pipeline.ledger import CONTENTS, LISTING, RECORDS, Ledger, open_ledger
 from pipeline.recipe import Recipe, RuleOp, StepOp, load_recipe
-from pipeline.verdicts import Judge, step_table
+from pipeline.segments import step_table
+from pipeline.verdicts import Judge
 from shards.sample import MEDIA_REF_TYPE
 from tests.pipeline.small import recipe
 
