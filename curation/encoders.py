@@ -210,8 +210,8 @@ def open_clip_model(architecture: str, source: Weights) -> tuple[Any, Any]:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     name = f"local-dir:{architecture}" if Path(architecture).is_dir() else architecture
-    quick = source.kind == "pretrained" and bool((open_clip.get_pretrained_cfg(name, source.value) or {}).get("quick_gelu"))
     tag = source.value or None if source.kind == "pretrained" else None
+    quick = wants_quick_gelu(name, tag)
 
     def make() -> Any:
         return open_clip.create_model(
@@ -224,6 +224,13 @@ def open_clip_model(architecture: str, source: Weights) -> tuple[Any, Any]:
         load_by_name(module, source.file(), lambda m, path: open_clip.load_checkpoint(m, path, weights_only=True))
     config = PreprocessCfg(**module.visual.preprocess_cfg)
     return module, of_pixels(image_transform_v2(config, is_train=False), config.resize_mode == "squash")
+
+
+def wants_quick_gelu(architecture: str, tag: str | None) -> bool:
+    """Whether the tag's weights were trained with QuickGELU; False without a tag, then the architecture's own activation stays."""
+    import open_clip
+
+    return bool(tag and (open_clip.get_pretrained_cfg(architecture, tag) or {}).get("quick_gelu"))
 
 
 @contextmanager

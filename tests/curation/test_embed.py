@@ -169,3 +169,27 @@ def test_a_revision_is_asked_of_the_hub() -> None:
     assert _hub_revision("timm/resnet18.a1_in1k", "abc") == {"hf_hub_id": "timm/resnet18.a1_in1k@abc"}
     with pytest.raises(InfrastructureError, match="no hub"):
         _hub_revision(None, "abc")
+
+
+def test_a_tag_brings_the_activation_it_was_trained_with() -> None:
+    """open_clip builds ViT-L-14 with GELU for any tag, and only warns; rows of before that was seen to have another digest."""
+    import open_clip
+
+    from curation.encoders import encoder_identity, parse_weights, wants_quick_gelu
+
+    assert wants_quick_gelu("ViT-L-14", "openai")
+    assert not wants_quick_gelu("ViT-L-14", "laion2b_s32b_b82k")
+    assert not wants_quick_gelu("ViT-L-14", None)
+    model = open_clip.create_model("RN50", load_weights=False, force_quick_gelu=wants_quick_gelu("RN50", "openai"))
+    assert any(type(module).__name__ == "QuickGELU" for module in model.modules())
+    assert encoder_identity("open_clip:RN50", parse_weights("pretrained:openai")) == ["open_clip", "RN50", "activation of the tag"]
+    assert encoder_identity("timm:resnet18", parse_weights("pretrained:")) == ["timm", "resnet18"]
+
+
+def test_an_open_clip_folder_is_looked_at_before_anything_starts(tiny_clip: Path, tmp_path: Path) -> None:
+    assert STEP.check is not None
+    STEP.check(What(model=f"open_clip:{tiny_clip}", weights=str(tiny_clip / "weights.pt")))
+    with pytest.raises(ValueError, match="give the path of its weights"):
+        STEP.check(What(model=f"open_clip:{tiny_clip}", weights="pretrained:openai"))
+    with pytest.raises(ValueError, match=r"no open_clip_config\.json"):
+        STEP.check(What(model=f"open_clip:{tmp_path}", weights="random:1"))
