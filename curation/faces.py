@@ -108,7 +108,8 @@ def _mtcnn(what: What, how: FacesHow) -> Detector:
             raise InfrastructureError("faces: a picture does not fit the device: lower `longest`") from error
         if boxes is None:
             return []
-        return [(*map(float, box - BORDER), float(sure)) for box, sure in zip(boxes, confidences, strict=True)]
+        found = np.column_stack([boxes - BORDER, confidences]).tolist()
+        return [(left, top, right, bottom, sure) for left, top, right, bottom, sure in found]
 
     return detect
 
