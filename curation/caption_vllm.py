@@ -26,6 +26,7 @@ from shards.errors import InfrastructureError, SampleError
 from shards.media import Limits
 
 PREFIX = "_ask_"  # of the columns below in a work table; no step of a recipe can have it
+_NOTHING: Mapping[str, Any] = {"prompt": None, "seed": None, "picture": None}
 _REPLY = pa.struct([("text", pa.string()), ("finish", pa.string()), ("tokens", pa.int32())])
 BATCH = 16  # pictures of one call: no model looks at them here, so only their memory counts
 
@@ -81,24 +82,21 @@ def _open(what: What, how: CaptionHow) -> Callable[[Sequence[MediaView]], Sequen
 
     def ask_all(views: Sequence[MediaView]) -> list[Result]:
         asked = ask(what, model, cache, views)
-        left = dict(asked.requests)
+        questions = {key: _question(request) for key, request in asked.requests.items()}
         results: list[Result] = []
         for place in range(len(views)):
             if place in asked.errors:
                 results.append(asked.errors[place])
                 continue
             key = asked.keys[place]
-            request = left.pop(key, None)  # the first who asks carries the picture
-            known = asked.known.get(key)
-            results.append({"key": key, "reply": None if known is None else asdict(known), **_question(request)})
+            known = asdict(asked.known[key]) if key in asked.known else None
+            results.append({"key": key, "reply": known, **questions.get(key, _NOTHING)})
         return results
 
     return ask_all
 
 
-def _question(request: Request | None) -> dict[str, Any]:
-    if request is None:
-        return {"prompt": None, "seed": None, "picture": None}
+def _question(request: Request) -> dict[str, Any]:
     return {"prompt": request.prompt, "seed": seed_of(request), "picture": png(request.pixels)}
 
 
@@ -106,7 +104,7 @@ def _columns(what: What) -> list[Column]:
     return [
         Column("key", pa.string(), IMAGE, wide=True, doc="of the question"),
         Column("reply", _REPLY, IMAGE, wide=True, doc="of the cache, unjudged; NULL where it must be asked for"),
-        Column("prompt", pa.string(), IMAGE, wide=True, doc="NULL where the cache knows, or where another of the batch asks the same"),
+        Column("prompt", pa.string(), IMAGE, wide=True, doc="NULL, as what follows, where the cache knows"),
         Column("seed", pa.int64(), IMAGE, wide=True),
         Column("picture", pa.binary(), IMAGE, wide=True, doc="PNG of the pixels that the model is to see"),
     ]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.splitting import DERIVED
-from pipeline import cluster
+from pipeline import cluster, llm_pool
 from pipeline.children import known_contents, without
 from pipeline.committer import Committer
 from pipeline.dataset import Published, publish
@@ -65,6 +65,7 @@ def curate(
     Raises FoveaError for what ends a run (docs/ledger.md); whatever was committed stays, and running again goes on from there.
     """
     started = time.monotonic()
+    llm_pool.check(recipe)
     ledger = open_ledger(run, write=True)
     try:
         ledger.sweep()

@@ -18,8 +18,10 @@ from ray.data import ActorPoolStrategy
 from curation.group import GroupResult, GroupRunner
 from curation.program import Program, call_from_json
 from pipeline import cluster, payload
+from pipeline.llm_engine import engine_cpus
+from pipeline.llm_pool import STAGES, engine_errors, through_engine
 from pipeline.recipe import StepOp
-from pipeline.work import Task
+from pipeline.work import Task, in_engine
 from shards.errors import FoveaError
 from shards.media import Limits
 
@@ -64,9 +66,15 @@ def stream(
     flag = Path(f"{tasks[0].file}.stop")
     flag.unlink(missing_ok=True)
     data = ray.data.from_items([asdict(t) for t in tasks], override_num_blocks=min(len(tasks), 5_000))
+    engines = [alone for _, alone in pools if alone is not None and in_engine(alone)]
+    cpus = max(1, min(cluster.cpus() - sum(engine_cpus(op.how) for op in engines), len(tasks)))
+    share = 1 / (len(pools) + len(engines) * (STAGES - 1))
     for program, alone in pools:
+        if alone is not None and in_engine(alone):
+            data = through_engine(data, alone, program, limits, flag, cpus, share)
+            continue
         gpus = alone.how.gpus if alone else 0.0
-        size = alone.how.actors if alone and alone.how.actors else max(1, min(cluster.cpus(), len(tasks)))
+        size = alone.how.actors if alone and alone.how.actors else cpus
         data = data.map_batches(
             GroupActor,
             fn_constructor_kwargs={
@@ -78,13 +86,14 @@ def stream(
                 "derived": derived,
             },
             batch_size=1,
-            batch_format="pyarrow" if program is not pools[0][0] else "numpy",
+            batch_format="numpy",
             compute=ActorPoolStrategy(size=size),
-            num_cpus=1 if len(pools) == 1 else 1 / len(pools),
+            num_cpus=share,
             num_gpus=gpus or None,
         )
     ended: dict[str, Any] | None = None
-    for batch in cluster.ours(data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)):
+    batches = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+    for batch in cluster.ours(engine_errors(batches, engines)):
         for value in batch.column("payload"):
             header, tables = payload.decode(value.as_buffer().to_pybytes())
             failure = header.pop("failure", None)

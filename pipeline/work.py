@@ -45,17 +45,25 @@ def program_of(segment: Segment) -> Program:
 
 
 def pools_of(segment: Segment) -> list[tuple[Program, StepOp | None]]:
-    """The program cut into actor pools: neighbouring CPU steps share one, a step with its own GPU or memory has its own."""
+    """The program cut into actor pools: neighbouring CPU steps share one, a step with its own GPU, memory or engine has its own."""
     pools: list[tuple[list[StepCall | RuleCall], StepOp | None]] = []
     ops = [op for _, op in segment.ops if isinstance(op, RuleOp) or op.step.shape != "global"]
     for op, call in zip(ops, program_of(segment), strict=True):
-        alone = op if isinstance(op, StepOp) and (op.how.gpus > 0 or op.how.memory > 0) else None
-        shares = alone is None and pools and (isinstance(op, RuleOp) or pools[-1][1] is None)
+        alone = op if isinstance(op, StepOp) and (op.how.gpus > 0 or op.how.memory > 0 or in_engine(op)) else None
+        last = pools[-1][1] if pools else None
+        shares = alone is None and pools and (last is None or (isinstance(op, RuleOp) and not in_engine(last)))
         if shares:
             pools[-1][0].append(call)
         else:
             pools.append(([call], alone))
+    if len(pools) > 1 and all(isinstance(call, RuleCall) for call in pools[-1][0]):
+        pools.pop()  # nobody works on what these rules let through
     return [(tuple(calls), alone) for calls, alone in pools]
+
+
+def in_engine(op: StepOp) -> bool:
+    """Whether a step's model runs in an engine that has actors of its own (pipeline/llm_pool.py)."""
+    return op.op == "caption" and op.how.backend == "vllm"
 
 
 def work_sql(judge: Judge, segment: Segment) -> str:
