@@ -88,7 +88,8 @@ def files_of(dataset: Path) -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    inherited = {key: value for key, value in os.environ.items() if key != "RAY_BACKEND_LOG_LEVEL"}  # this process's Ray set it
+    return {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
 
 def fovea(*arguments: str | Path, cwd: Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
