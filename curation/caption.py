@@ -76,7 +76,7 @@ class CaptionHow(How):
     url          of openai: up to and with /v1.
     served_as    the model's name there; "" = as `model` says.
     api_key_env  name of the environment variable that holds the key; "" = none.
-    concurrency  requests at once, of one actor.
+    concurrency  requests at once, of one actor; of openai, `batch` is at least that.
     requests_per_minute  of all actors of one node together; 0 = no limit.
     timeout      seconds for one request.
     retries      further tries of one request. backoff: seconds before the first of them, doubled before each other.
@@ -114,6 +114,8 @@ class CaptionHow(How):
         if self.concurrency < 1 or self.timeout <= 0 or min(self.retries, self.backoff, self.requests_per_minute) < 0:
             raise ValueError("concurrency is at least 1, timeout above 0; retries, backoff and requests_per_minute are 0 or more")
         check_engine(self)
+        if self.backend in SERVERS:
+            object.__setattr__(self, "batch", max(self.batch, self.concurrency))  # only requests of one batch are under way together
 
 
 def load_backend(what: What, how: CaptionHow) -> Backend:

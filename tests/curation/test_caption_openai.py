@@ -240,7 +240,13 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_what_an_answer_means(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_holds_as_many_as_are_asked_at_once() -> None:
+    assert CaptionHow(backend="openai", url="http://x/v1", concurrency=64).batch == 64
+    assert CaptionHow(backend="openai", url="http://x/v1", batch=99).batch == 99
+    assert CaptionHow(concurrency=64).batch == 16
+
+
+def test_what_an_answer_means() -> None:
     meaning: Callable[..., Any] = caption_http.meaning
     parts = b'{"choices": [{"message": {"content": [{"type": "text", "text": "a "}, {"type": "text", "text": "cat"}]}}]}'
     assert meaning(200, {}, parts).text == "a cat"
