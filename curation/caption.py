@@ -15,7 +15,7 @@ from curation.caption_cache import Cache, open_cache
 from curation.caption_engine import check_engine
 from curation.caption_reply import REFUSALS_VERSION, Reply, check_reply
 from curation.caption_request import Request, bounded, fill, places, reply_key
-from curation.models import Model, check_folder, kind_of, model_identity, refuse_remote_code
+from curation.models import Model, check_folder, kind_of, model_identity
 from curation.step import Column, How, Result, Step
 from curation.view import MediaView
 from curation.weights import existing_path
@@ -236,10 +236,7 @@ def _check(what: What) -> None:
     if what.revision and kind != "hub":
         raise ValueError(f"revision: {what.model} is not on the model hub; its content tells it apart")
     if kind == "folder":
-        folder = Path(what.model).expanduser()
-        check_folder(folder, ("config.json",))
-        if not what.remote_code:
-            refuse_remote_code(folder)
+        check_folder(Path(what.model).expanduser(), ("config.json",))
 
 
 STEP = Step(

@@ -220,9 +220,6 @@ def test_code_of_strangers_is_refused(small_captioner: Path, tmp_path: Path) -> 
     copy = shutil.copytree(small_captioner, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text("utf-8"))
     (copy / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Model"}}))
-    assert STEP.check is not None
-    with pytest.raises(InfrastructureError, match="remote_code"):
-        STEP.check(what(copy))
     with pytest.raises(InfrastructureError, match="remote_code"):
         captions(what(copy), [])
 
