@@ -33,7 +33,14 @@ def as_infrastructure(error: Exception, where: str) -> InfrastructureError | Non
 
 def pauses() -> list[float]:
     """$FOVEA_RETRY_PAUSES, else PAUSES: seconds with commas between; "" = no second try."""
-    return [float(seconds) for seconds in os.environ.get("FOVEA_RETRY_PAUSES", PAUSES).split(",") if seconds.strip()]
+    text = os.environ.get("FOVEA_RETRY_PAUSES", PAUSES)
+    try:
+        found = [float(seconds) for seconds in text.split(",") if seconds.strip()]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= seconds < 86_400 for seconds in found):
+        raise InfrastructureError(f"FOVEA_RETRY_PAUSES={text!r}: write seconds with commas between, as {PAUSES!r}")
+    return found
 
 
 def tried(work: Callable[[], T], pause: Callable[[float], None] = time.sleep) -> T:

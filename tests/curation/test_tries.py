@@ -9,7 +9,7 @@ import pytest
 
 from curation import view
 from curation.group import GroupRunner
-from curation.tries import as_infrastructure, tried
+from curation.tries import as_infrastructure, pauses, tried
 from shards.errors import DecodeError, InfrastructureError
 from shards.media import Limits
 from tests.curation.units import call, row, unit
@@ -44,6 +44,16 @@ def test_pauses_grow_and_end(monkeypatch: pytest.MonkeyPatch, times: int, retrya
         with pytest.raises(InfrastructureError, match=r"away\ngiven up after 4 tries" if retryable else "away$"):
             tried(work, waited.append)  # type: ignore[arg-type]
     assert (waited, len(made)) == (pauses, calls)
+
+
+@pytest.mark.parametrize(("text", "found"), [("", []), ("0, 2.5", [0.0, 2.5]), ("a", None), ("-1", None), ("nan", None)])
+def test_pauses_from_the_environment(monkeypatch: pytest.MonkeyPatch, text: str, found: list[float] | None) -> None:
+    monkeypatch.setenv("FOVEA_RETRY_PAUSES", text)
+    if found is not None:
+        assert pauses() == found
+        return
+    with pytest.raises(InfrastructureError, match="FOVEA_RETRY_PAUSES="):
+        pauses()
 
 
 @pytest.mark.parametrize(

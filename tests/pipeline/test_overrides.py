@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.overrides import names_of, to_text
 from pipeline.recipe import Recipe, RuleOp, StepOp, keep_in_run, load_recipe, load_run_recipe
 from pipeline.yamlpos import parse_yaml
@@ -182,6 +185,18 @@ def test_the_recipe_s_own_form_may_be_wrong(folder: Path) -> None:
     for text, told in (("- a", "my.yaml:1: a recipe is a mapping"), ("name: x\nsources: []\nsteps: probe\n", "my.yaml:3: `steps` must be")):
         Path("my.yaml").write_text(text)
         assert any(line.startswith(told) for line in refused("steps: {small: {scale: 1}}"))
+
+
+def test_the_command_line_takes_overrides(folder: Path) -> None:
+    Path("a.yaml").write_text("rules: {wordy: 'words_n > 6'}\nsources:\n  - {name: others, format: folder, path: other}\n")
+    Path("b.yaml").write_text("rules: {wordy: 'words_n > 7'}")
+    Path("other/a.jpg").write_bytes(b"not opened by a plan")
+    arguments = ["plan", "my.yaml", "--run", "run", "--override", "a.yaml", "--override", "b.yaml", "--json"]
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    (told,) = (json.loads(line) for line in shown.stdout.splitlines())
+    assert "keep[words_n > 7]" in told["phases"][0]
+    assert (told["changes"]["total"], told["models"]) == (1, [])
+    assert not Path("run").exists()
 
 
 def test_names_are_those_of_the_reports(folder: Path) -> None:
