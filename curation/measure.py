@@ -13,7 +13,7 @@ from curation.step import ALL_KINDS, Column, How, Result, Row, Step
 from curation.view import SampleView, each
 from curation.weights import existing_path
 from shards.chat import load_tokenizer, tokenizer_digest
-from shards.errors import ConfigError, ProfileError
+from shards.errors import ConfigError, ProfileError, SampleError
 from shards.index import MEASURE_TYPE
 from shards.items import items_from_json
 from shards.measure import Medium, measure_item
@@ -58,8 +58,11 @@ def measure(view: SampleView, what: What, profile: Profile, tokenizer: Any) -> R
     with ExitStack() as stack:
         media: list[Medium] = []
         for medium in view.media if items else ():
-            data = stack.enter_context(medium.open()) if medium.ref.kind == "video" else medium.data()
-            media.append(Medium(medium.ref.kind, data, medium.limits))
+            kind = medium.ref.kind
+            if kind == "pdf":
+                raise SampleError("its items speak of a PDF, which has no tokens: split it into pages first")
+            data = stack.enter_context(medium.open()) if kind == "video" else medium.data()
+            media.append(Medium(kind, data, medium.limits))
         if media:
             stack.enter_context(view.media[0].decoding())
         measured = [measure_item(item, media, tokenizer, bounds_apart) for item in items]
