@@ -75,7 +75,8 @@ class Sandbox:
         except BaseException as error:
             self.kill()
             if isinstance(error, Crash) and error.moment.opening:
-                raise InfrastructureError(f"a step's models cannot be loaded: {error.reason}{self.stderr_tail()}") from error
+                mend = "; give the step more `memory` (bytes of one actor)" if error.reason.startswith("memory") else ""
+                raise InfrastructureError(f"a step's models cannot be loaded: {error.reason}{mend}{self.stderr_tail()}") from error
             raise
 
     def kill(self) -> None:

@@ -72,6 +72,7 @@ def test_a_question_is_known_by_what_decides_its_answer() -> None:
     def key(what: What = WHAT, model: str = "m", sha256: str = "0" * 64, prompt: str = "p") -> str:
         return reply_key(what, ["hub", model, ""], sha256, prompt)
 
+    assert key() == "21e3dbb8de395f4660de4d53db7a36a39bd1f5e5daaf90ce7ce444ef2b6240e2"  # another one would pay for everything again
     same = [replace(WHAT, max_chars=9), replace(WHAT, refusals=("no",)), replace(WHAT, max_prompt_chars=9), replace(WHAT, prompt="{a}")]
     assert {key(what) for what in same} == {key()}
     others = [
