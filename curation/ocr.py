@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curation.ocr_models import PACKAGE, check_model, model_identity, prepare_model
+from curation.models import Model
+from curation.ocr_engine import Engine, open_engine
+from curation.ocr_languages import recogniser_for
+from curation.ocr_models import PACKAGE, check_model, listed_model, model_identity, prepare_model
+from curation.ocr_read import Settings, read_picture
 from curation.step import Column, How, Result, Row, Step
 from curation.view import MediaView, each
 from curation.weights import existing_path
-from shards.errors import InfrastructureError
 
 IMAGE = frozenset({"image"})
 LINE_TYPE = pa.struct(
@@ -25,108 +26,104 @@ LINE_TYPE = pa.struct(
         pa.field("polygon", pa.list_(pa.float32()), nullable=False),
     ]
 )
-# Lines recognised at once are padded to the widest of them, which shows in the last digits: a constant, and never over two pictures.
-LINES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class What:
     """det, rec  detection and recognition model, each "package:rapidocr" (PP-OCRv6 small: Latin, Chinese, Japanese), a folder with
-              inference.onnx and inference.yml, or a model's name, which PaddleOCR downloads.
-    longest   a picture's longer side, pixels, as the detector sees it; larger ones are shrunk for it. Lines are read at full size.
+                 inference.onnx and inference.yml, an id of the hub, or PaddleOCR's name of a model, whose ONNX files are on the hub.
+    det_revision, rec_revision  of models on the hub.
+    language     ISO 639 code: takes PaddleOCR's recogniser for it in the place of `rec`; "" = `rec` as it is.
+    longest      a picture's longer side, pixels, as the detector sees it; larger ones are shrunk for it. Lines are read at full size.
+    tiles        "off", "auto" (the detector looks at tiles where the text it sees is too small) or the side of a tile in pixels.
+    rotate       "auto" (pages that lie on a side or stand on their head are turned before they are read) or "off".
+    whole        a small picture in which no line is found is read as one line; taken from this confidence on, 0 = never.
     """
 
     det: str = PACKAGE
     rec: str = PACKAGE
+    det_revision: str = ""
+    rec_revision: str = ""
+    language: str = ""
     longest: int = 960
+    tiles: str | int | bool = "auto"
+    rotate: str | bool = "auto"
+    whole: float = 0.8
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "det", existing_path(self.det))
         object.__setattr__(self, "rec", existing_path(self.rec))
+        for name in ("tiles", "rotate"):  # YAML reads a bare `off` as false
+            if getattr(self, name) is False:
+                object.__setattr__(self, name, "off")
 
 
 @dataclass(frozen=True, slots=True)
 class OcrHow(How):
-    """device: "cpu" or "gpu:0" (wants onnxruntime-gpu).   threads: of ONNX Runtime, of one actor."""
+    """device: "cpu" or "gpu:0" (wants onnxruntime-gpu).   threads: of ONNX Runtime, of one actor.
+
+    lines   of one width that are recognised at once: 1 is fastest on a CPU, 16 or more on a GPU.
+    """
 
     batch: int = 8
     device: str = "cpu"
     threads: int = 1
+    lines: int = 1
 
 
 def _open(what: What, how: OcrHow) -> Callable[[Sequence[MediaView]], Sequence[Result]]:
-    reader = _reader(what, how)
-    return lambda views: each(views, lambda view: read(reader, what, view))
+    engine = engine_of(what, how)
+    settings = settings_of(what)
+    return lambda views: each(views, lambda view: read(engine, settings, view))
 
 
-def _reader(what: What, how: OcrHow) -> Any:
-    os.environ.setdefault("PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK", "True")  # else importing it asks the network which hub is near
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf, NoSuchFile
-    from paddleocr import PaddleOCR
-
-    logging.getLogger("paddlex").setLevel(logging.ERROR)
-    det, rec = prepare_model("det", what.det), prepare_model("rec", what.rec)
-    try:
-        return PaddleOCR(
-            text_detection_model_name=det.name,
-            text_detection_model_dir=None if det.folder is None else str(det.folder),
-            text_recognition_model_name=rec.name,
-            text_recognition_model_dir=None if rec.folder is None else str(rec.folder),
-            text_recognition_batch_size=LINES_AT_ONCE,
-            use_doc_orientation_classify=False,
-            use_doc_unwarping=False,
-            use_textline_orientation=False,
-            engine="onnxruntime",
-            engine_config={"intra_op_num_threads": how.threads, "inter_op_num_threads": 1},
-            device=how.device,
-        )
-    except (OSError, RuntimeError, ValueError, Fail, InvalidGraph, InvalidProtobuf, NoSuchFile) as error:
-        raise InfrastructureError(f"OCR models {what.det} and {what.rec} cannot be loaded: {error}") from error
+def engine_of(what: What, how: OcrHow) -> Engine:
+    """Both models loaded. Raises InfrastructureError with the mend."""
+    det = prepare_model("det", what.det, what.det_revision)
+    rec = prepare_model("rec", _recogniser(what), what.rec_revision)
+    return open_engine(det, rec, how.device, how.threads, how.lines)
 
 
-def read(reader: Any, what: What, view: MediaView) -> Row:
+def settings_of(what: What) -> Settings:
+    return Settings(what.longest, what.tiles, what.rotate == "auto", what.whole)
+
+
+def read(engine: Engine, settings: Settings, view: MediaView) -> Row:
     """The row of one picture. Raises DecodeError, LimitError, SourceError."""
-    pixels = view.image()
-    height, width = pixels.shape[:2]
-    [found] = reader.predict(
-        np.ascontiguousarray(pixels[:, :, ::-1]),  # BGR
-        text_det_limit_side_len=what.longest,
-        text_det_limit_type="max",
-        text_rec_score_thresh=0.0,
-    )
-    polygons = np.array([np.asarray(p, dtype=np.float64).reshape(4, 2) for p in found["rec_polys"]]).reshape(-1, 4, 2)
-    shares = np.clip(polygons / (width, height), 0, 1).astype(np.float32).reshape(-1, 8)
+    found = read_picture(engine, settings, view.image())
     lines = [
-        {"text": found["rec_texts"][i], "confidence": float(found["rec_scores"][i]), "polygon": shares[i].tolist()}
-        for i in reading_order(polygons)
-        if found["rec_texts"][i].strip()
+        {"text": line.text, "confidence": line.confidence, "polygon": line.polygon.astype(np.float32).reshape(8).tolist()}
+        for line in found.lines
     ]
     return {
-        "text": "\n".join(line["text"] for line in lines),
-        "confidence": float(np.mean([line["confidence"] for line in lines])) if lines else 0.0,
+        "text": "\n".join(line.text for line in found.lines),
+        "confidence": float(np.mean([line.confidence for line in found.lines])) if lines else 0.0,
         "n_lines": len(lines),
+        "rotation": found.rotation,
+        "coverage": _coverage(np.array([line.polygon for line in found.lines]).reshape(-1, 4, 2)),
         "lines": lines,
     }
 
 
-def reading_order(polygons: np.ndarray) -> list[int]:
-    """Places of the polygons (n, 4, 2: x, y in pixels) from top to bottom, within a row from left to right.
+def _coverage(polygons: np.ndarray) -> float:
+    """Share of a picture's area that lies under polygons (n, 4, 2), 0..1; what lies under several counts once."""
+    import shapely
 
-    A row is opened by the highest polygon left and takes those whose middle height lies within it. Columns of text are not told apart.
-    """
-    tops, bottoms, lefts = polygons[:, :, 1].min(1), polygons[:, :, 1].max(1), polygons[:, :, 0].min(1)
-    waiting = sorted(range(len(polygons)), key=lambda i: (tops[i], lefts[i]))
-    order: list[int] = []
-    while waiting:
-        first = waiting[0]
-        row = [i for i in waiting if i == first or tops[first] <= (tops[i] + bottoms[i]) / 2 < bottoms[first]]
-        order += sorted(row, key=lambda i: (lefts[i], tops[i]))
-        waiting = [i for i in waiting if i not in row]
-    return order
+    return min(float(shapely.area(shapely.union_all(shapely.convex_hull(shapely.polygons(polygons))))), 1.0)
+
+
+def _recogniser(what: What) -> str:
+    return (recogniser_for(what.language) if what.language else None) or what.rec
 
 
 def _identity(what: What) -> dict[str, Any]:
-    return {"det": model_identity("det", what.det), "rec": model_identity("rec", what.rec), "longest": what.longest}
+    det = model_identity("det", what.det, what.det_revision)
+    rec = model_identity("rec", _recogniser(what), what.rec_revision)
+    return {"det": det, "rec": rec, "longest": what.longest, "tiles": what.tiles, "rotate": what.rotate, "whole": what.whole}
+
+
+def _models(what: What) -> list[Model]:
+    return [listed_model("det", what.det, what.det_revision), listed_model("rec", _recogniser(what), what.rec_revision)]
 
 
 def _columns(what: What) -> list[Column]:
@@ -134,19 +131,29 @@ def _columns(what: What) -> list[Column]:
         Column("text", pa.string(), IMAGE, doc="the lines in reading order, a line break between them"),
         Column("confidence", pa.float64(), IMAGE, doc="mean over the lines, 0..1; 0 without any"),
         Column("n_lines", pa.int32(), IMAGE, doc="lines read"),
+        Column("rotation", pa.int32(), IMAGE, doc="degrees clockwise that the picture was turned by to be read: 0, 90, 180 or 270"),
+        Column("coverage", pa.float64(), IMAGE, doc="share of the picture's area that lies under lines, 0..1"),
         Column("lines", pa.list_(LINE_TYPE), IMAGE, wide=True, doc="each line: polygon x, y of 4 corners as shares of width and height"),
     ]
 
 
 def _check(what: What) -> None:
+    if what.language and what.rec != PACKAGE:
+        raise ValueError(f"language: {what.language} would take another recogniser than rec: {what.rec}; write one of the two")
     check_model("det", what.det)
-    check_model("rec", what.rec)
+    check_model("rec", _recogniser(what))
     if not 64 <= what.longest <= 4000:
         raise ValueError(f"longest: {what.longest} is outside 64..4000 pixels")
+    if what.tiles not in ("off", "auto") and (isinstance(what.tiles, str | bool) or not 256 <= what.tiles <= 4000):
+        raise ValueError(f"tiles: {what.tiles} is none of off, auto and 256..4000 pixels")
+    if what.rotate not in ("off", "auto"):
+        raise ValueError(f"rotate: {what.rotate} is neither off nor auto")
+    if not 0 <= what.whole <= 1:
+        raise ValueError(f"whole: {what.whole} is no confidence, 0..1; 0 = never")
 
 
 STEP = Step(
-    version=1,
+    version=2,
     level="medium",
     applies=IMAGE,
     prefix="ocr_",
@@ -157,4 +164,5 @@ STEP = Step(
     open=_open,
     identity=_identity,
     check=_check,
+    models=_models,
 )

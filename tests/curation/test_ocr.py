@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -11,17 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from curation import ocr_models
-from curation.compose import What as ComposeWhat
 from curation.compose import recognised_lines
-from curation.ocr import STEP, OcrHow, What, reading_order
-from curation.ocr_models import prepare_model
+from curation.ocr import LINE_TYPE, STEP, OcrHow, What
+from curation.ocr_languages import RECOGNISERS
+from curation.ocr_models import device_of, paddle_names, prepare_model
 from curation.step import step_digest
 from shards.errors import DecodeError, InfrastructureError
 from tests.curation.views import media_view
 
+GOLDEN = Path(__file__).parent / "golden" / f"ocr_v{STEP.version}.json"
 Read = Callable[[Sequence[Any]], Sequence[Any]]
 
 
@@ -67,7 +70,7 @@ def test_rendered_lines_are_read_word_for_word_with_their_boxes(reader: Read, si
     assert row["text"] == "Platform 9\nDEPARTURES\nLondon 12:45"
     assert row["n_lines"] == 3
     assert 0.9 < row["confidence"] <= 1
-    boxes = [line.box for line in recognised_lines(ComposeWhat(ocr="ocr"), {"ocr_lines": [row["lines"]]})]
+    boxes = [line.box for line in recognised_lines({"ocr_lines": [row["lines"]]}, "ocr", 0, 0.5)]
     drawn = [(40, 240), (440, 700), (40, 290)]
     for (left, top, right, bottom), (x0, x1), (y0, y1) in zip(boxes, drawn, [(60, 105), (64, 110), (240, 285)], strict=True):
         assert abs(left * 800 - x0) < 25
@@ -83,7 +86,7 @@ def test_rows_fit_their_columns_and_do_not_depend_on_the_batch(reader: Read, sig
     paths = [tmp_path / "blank.png", tmp_path / "bad.jpg", sign, tmp_path / "dot.png"]
     blank, bad, text, dot = reader([media_view(p) for p in paths])
     assert isinstance(bad, DecodeError)
-    assert blank == dot == {"text": "", "confidence": 0.0, "n_lines": 0, "lines": []}
+    assert blank == dot == {"text": "", "confidence": 0.0, "n_lines": 0, "rotation": 0, "coverage": 0.0, "lines": []}
     assert [text] == list(reader([media_view(sign)]))
     for column in STEP.columns(What()):
         pa.array([row[column.name] for row in (blank, text, dot)], column.type)
@@ -99,23 +102,15 @@ def test_real_receipts_pages_and_signs(reader: Read, data_dir: Path, record: str
     assert polygons.shape == (row["n_lines"], 8)
     assert polygons.min() >= 0
     assert polygons.max() <= 1
-
-
-def box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
-    return [[left, top], [right, top], [right, bottom], [left, bottom]]
-
-
-def test_reading_order_is_by_rows_then_from_the_left() -> None:
-    boxes = np.array([box(50, 102, 90, 120), box(0, 0, 90, 20), box(0, 100, 40, 122), box(95, 98, 120, 118), box(0, 125, 9, 140)])
-    assert reading_order(boxes) == [1, 2, 0, 3, 4]
-    assert reading_order(np.zeros((0, 4, 2))) == []
+    assert 0 < row["coverage"] < 0.7
+    assert row["rotation"] == 0
 
 
 def test_a_folder_of_the_same_files_reads_the_same(reader: Read, sign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert STEP.open is not None
     assert STEP.check is not None
     for part in ("det", "rec"):
-        shutil.copytree(prepare_model(part, What().det).folder or "", tmp_path / part)
+        shutil.copytree(prepare_model(part, What().det).folder, tmp_path / part)
     monkeypatch.chdir(tmp_path)
     what = What(det="det", rec="rec")
     assert what.det == str(tmp_path / "det")
@@ -126,6 +121,154 @@ def test_a_folder_of_the_same_files_reads_the_same(reader: Read, sign: Path, tmp
     assert step_digest("ocr", STEP, what, []) != before
     with pytest.raises(InfrastructureError, match="cannot be loaded"):
         STEP.open(what, OcrHow())
+
+
+def test_rows_on_a_fixture_hold_the_version(reader: Read, tmp_path: Path) -> None:
+    """Other output under the same version is an error: bump STEP.version and store new rows. Coordinates to 1/100, confidence to 1/10."""
+    golden = json.loads(GOLDEN.read_text("utf-8"))
+    path = tmp_path / "page.png"
+    path.write_bytes(base64.b64decode(golden["page.png"]))
+    [row] = reader([media_view(path)])
+    found = {**row, "confidence": round(row["confidence"], 1), "coverage": round(row["coverage"], 2)}
+    found["lines"] = [[line["text"], round(line["confidence"], 1), [round(v, 2) for v in line["polygon"]]] for line in row["lines"]]
+    assert found == golden["row"]
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_turned_page_is_read_upright_with_its_boxes_where_they_lie(reader: Read, sign: Path, tmp_path: Path, quarters: int) -> None:
+    with Image.open(sign) as picture:
+        picture.rotate(90 * quarters, expand=True).save(tmp_path / "turned.png")
+    [upright], [row] = reader([media_view(sign)]), reader([media_view(tmp_path / "turned.png")])
+    assert row["text"] == "Platform 9\nDEPARTURES\nLondon 12:45"
+    assert row["rotation"] == 90 * quarters
+    for line, other in zip(row["lines"], upright["lines"], strict=True):
+        x, y = np.array(other["polygon"]).reshape(4, 2).T
+        for _ in range(quarters):
+            x, y = y, 1 - x
+        np.testing.assert_allclose(np.array(line["polygon"]).reshape(4, 2), np.stack((x, y), axis=1), atol=0.03)
+
+
+def test_without_rotation_a_page_on_its_head_stays_there(cache: Path, sign: Path, tmp_path: Path) -> None:
+    assert STEP.open is not None
+    with Image.open(sign) as picture:
+        picture.rotate(180).save(tmp_path / "head.png")
+    [row] = STEP.open(What(rotate="off"), OcrHow())([media_view(tmp_path / "head.png")])
+    assert row["rotation"] == 0
+    assert recall("Platform 9 DEPARTURES London 12:45", row["text"]) < 0.5
+
+
+def test_small_text_on_a_large_picture_is_read_by_tiles_each_line_once(reader: Read, tmp_path: Path) -> None:
+    assert STEP.open is not None
+    image = Image.new("RGB", (2600, 2000), "white")
+    draw = ImageDraw.Draw(image)
+    texts = [f"Line {i} of a sheet with very small letters that runs on across {i * 37 + 11} tiles" for i in range(12)]
+    for i, text in enumerate(texts):
+        draw.text((950, 60 + 160 * i), text, "black", ImageFont.load_default(15))
+    image.save(tmp_path / "sheet.png")
+    [tiled] = reader([media_view(tmp_path / "sheet.png")])
+    [whole] = STEP.open(What(tiles="off"), OcrHow())([media_view(tmp_path / "sheet.png")])
+    assert recall("\n".join(texts), tiled["text"]) >= 0.97
+    assert recall("\n".join(texts), whole["text"]) < recall("\n".join(texts), tiled["text"]) - 0.02
+    assert tiled["n_lines"] == len(texts)
+    for i, line in enumerate(tiled["lines"]):
+        assert abs(line["polygon"][0] * 2600 - 950) < 15
+        assert abs(line["polygon"][1] * 2000 - (60 + 160 * i)) < 25
+
+
+def test_cropped_words_are_found_or_read_as_one_line(reader: Read, data_dir: Path) -> None:
+    records = [json.loads(line) for line in (data_dir / "manifest.jsonl").read_text("utf-8").splitlines()]
+    crops = [record for record in records if record.get("subset") == "scene_word"]
+    rows = reader([media_view(data_dir / record["files"][0]) for record in crops])
+    assert sum(recall(record["text"], row["text"]) == 1 for record, row in zip(crops, rows, strict=True)) >= 9
+    [unseen] = [row for record, row in zip(crops, rows, strict=True) if record["text"] == "university"]
+    assert unseen["lines"][0]["polygon"] == [0, 0, 1, 0, 1, 1, 0, 1]
+    assert unseen["coverage"] == 1
+
+
+def test_pictures_without_text_have_none(reader: Read, data_dir: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(5).integers(0, 256, (90, 200, 3)).astype(np.uint8)
+    y, x = np.mgrid[0:120, 0:160]
+    scene = np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
+    for name, pixels in {"noise": noise, "scene": scene}.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    photographs = sorted((data_dir / "caption" / "coco").glob("*.jpg"))[:3]
+    with Image.open(photographs[0]) as photograph:
+        photograph.crop((40, 40, 200, 120)).save(tmp_path / "patch.png")
+    for row in reader([media_view(tmp_path / f"{name}.png") for name in ("noise", "scene", "patch")]):
+        assert row["text"] == ""
+
+
+@pytest.mark.parametrize("size", [(33000, 40), (40, 33000), (3000, 1), (1, 3000), (2, 2), (31, 33)])
+def test_pictures_of_any_shape_get_a_row(reader: Read, tmp_path: Path, size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, "white")
+    ImageDraw.Draw(image).text((5, 2), "long and thin", "black", ImageFont.load_default(30))
+    image.save(tmp_path / "odd.png")
+    [row] = reader([media_view(tmp_path / "odd.png")])
+    assert row["n_lines"] == len(row["lines"])
+    assert all(0 <= value <= 1 for line in row["lines"] for value in line["polygon"])
+
+
+def test_lines_read_together_are_read_as_alone(reader: Read, sign: Path, tmp_path: Path) -> None:
+    assert STEP.open is not None
+    image = Image.new("RGB", (700, 500), "white")
+    for i in range(9):
+        ImageDraw.Draw(image).text((20, 10 + 52 * i), f"Row {i} {'x' * (i % 3)} 12{i}", "black", ImageFont.load_default(30))
+    image.save(tmp_path / "rows.png")
+    [alone] = reader([media_view(tmp_path / "rows.png")])
+    [together] = STEP.open(What(), OcrHow(lines=8))([media_view(tmp_path / "rows.png")])
+    assert together["text"] == alone["text"]
+    assert together["n_lines"] == 9
+    for a, b in zip(alone["lines"], together["lines"], strict=True):
+        assert b["confidence"] == pytest.approx(a["confidence"], abs=1e-4)
+        assert b["polygon"] == a["polygon"]
+
+
+def test_a_recogniser_of_another_script_is_taken_from_a_folder(sign: Path, tmp_path: Path) -> None:
+    """The packaged recogniser under another alphabet: what it reads as P is here an Arabic letter, as 9 an emoji outside the BMP."""
+    assert STEP.open is not None
+    folder = tmp_path / "rec"
+    shutil.copytree(prepare_model("rec", What().rec).folder, folder)
+    config = yaml.safe_load((folder / "inference.yml").read_text("utf-8"))
+    config["Global"]["model_name"] = "arabic_PP-OCRv5_mobile_rec"
+    letters = config["PostProcess"]["character_dict"]
+    for latin, other in {"P": "ش", "l": "ل", "a": "ا", "t": "ت", "f": "ف", "o": "و", "r": "ر", "m": "م", "9": "😀"}.items():
+        letters[letters.index(latin)] = other
+    (folder / "inference.yml").write_text(yaml.safe_dump(config, allow_unicode=True), "utf-8")
+    STEP.check and STEP.check(What(rec=str(folder)))
+    [row] = STEP.open(What(rec=str(folder)), OcrHow())([media_view(sign)])
+    first = row["lines"][0]["text"]
+    assert sorted(first.replace(" ", "")) == sorted("شلاتفورم😀")
+    assert first.index("ش") > first.index("م")  # from left to right as it stands in the picture, as PaddleOCR gives it
+    assert pa.array(row["lines"], pa.list_(LINE_TYPE).value_type).to_pylist()[0]["text"] == first
+    del letters[-5:]
+    (folder / "inference.yml").write_text(yaml.safe_dump(config, allow_unicode=True), "utf-8")
+    with pytest.raises(InfrastructureError, match="take both files from one model"):
+        STEP.open(What(rec=str(folder)), OcrHow())
+
+
+def test_languages_and_names_stand_for_models_of_the_hub() -> None:
+    assert STEP.models is not None
+    assert STEP.identity is not None
+    det, rec = STEP.models(What(language="fa", rec_revision="a" * 40))
+    assert (det.kind, det.id) == ("package", "package:rapidocr")
+    assert (rec.kind, rec.id, rec.revision, rec.field) == ("hub", "PaddlePaddle/arabic_PP-OCRv5_mobile_rec_onnx", "a" * 40, "rec_revision")
+    assert rec.needs == ("inference.onnx", "inference.yml")
+    named = What(rec="arabic_PP-OCRv5_mobile_rec", rec_revision="a" * 40)
+    assert STEP.identity(named) == STEP.identity(What(language="fa", rec_revision="a" * 40))
+    assert STEP.identity(What(language="de")) == STEP.identity(What())
+    assert set(RECOGNISERS.values()) <= paddle_names("rec")
+    [_, own] = STEP.models(What(rec="someone/their_rec_onnx"))
+    assert (own.kind, own.id) == ("hub", "someone/their_rec_onnx")
+
+
+@pytest.mark.parametrize("device", ["gpu:0", "gpu", "cuda", "gpu:x"])
+def test_a_device_that_is_not_there_is_told_with_the_mend(device: str) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers() and device in ("gpu", "gpu:0"):
+        pytest.skip("a GPU is there")
+    with pytest.raises(InfrastructureError, match="onnxruntime-gpu" if device in ("gpu", "gpu:0") else "write cpu, gpu or gpu"):
+        device_of(device)
 
 
 def test_the_cache_is_filled_once_and_never_half(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,16 +295,51 @@ def test_missing_files_are_told_with_the_mend(tmp_path: Path, monkeypatch: pytes
     STEP.check(What())
     with pytest.raises(InfrastructureError, match=r"inference\.yml"):
         STEP.check(What(det=str(tmp_path)))
-    (tmp_path / "inference.yml").write_text("Global: {model_name: PP-OCRv6_small_det}", "utf-8")
-    with pytest.raises(InfrastructureError, match=r"inference\.onnx"):
+    (tmp_path / "inference.onnx").write_bytes(b"")
+    with pytest.raises(InfrastructureError, match=r"inference\.yml is not there"):
         STEP.check(What(det=str(tmp_path)))
+    for text, told in [
+        ("Global: [", "no readable"),
+        ("Global: {model_name: x}", "no readable"),
+        ("{Global: {model_name: x}, PostProcess: {}}", "'x' is no text_detection model"),
+        ("{Global: {model_name: PP-OCRv6_small_rec}, PostProcess: {}}", "is no text_detection model"),
+    ]:
+        (tmp_path / "inference.yml").write_text(text, "utf-8")
+        with pytest.raises(InfrastructureError, match=told):
+            STEP.check(What(det=str(tmp_path)))
+    (tmp_path / "inference.yml").write_text("{Global: {model_name: PP-OCRv6_small_rec}, PostProcess: {}}", "utf-8")
+    with pytest.raises(InfrastructureError, match="character_dict"):
+        STEP.check(What(rec=str(tmp_path)))
     monkeypatch.setitem(ocr_models._FILES, "rec", "models/absent.onnx")
     with pytest.raises(InfrastructureError, match=r"--no-deps -r requirements-nodeps\.txt"):
         STEP.check(What())
 
 
-@pytest.mark.parametrize("what", [What(det=""), What(longest=10), What(longest=5000)])
-def test_values_that_cannot_work_are_refused(what: What) -> None:
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        (What(det=""), "det: empty"),
+        (What(rec="no such model"), "arabic_PP-OCRv5_mobile_rec"),
+        (What(det="arabic_PP-OCRv5_mobile_rec"), "PP-OCRv6_small_det"),
+        (What(longest=10), "longest"),
+        (What(longest=5000), "longest"),
+        (What(tiles=100), "tiles"),
+        (What(tiles="on"), "tiles"),
+        (What(tiles=True), "tiles"),
+        (What(rotate="90"), "rotate"),
+        (What(rotate=True), "rotate"),
+        (What(whole=1.5), "whole"),
+        (What(language="tlh"), "no recogniser is known for 'tlh'"),
+        (What(language="ru", rec="PP-OCRv5_server_rec"), "one of the two"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(what: What, told: str) -> None:
     assert STEP.check is not None
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=told):
         STEP.check(what)
+
+
+def test_an_off_that_yaml_read_as_false_is_off() -> None:
+    what = What(tiles=False, rotate=False)
+    assert (what.tiles, what.rotate) == ("off", "off")
+    assert what == What(tiles="off", rotate="off")
