@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from curation.agreement_claims import KINDS, claims, evidence, supports
+from curation.own_texts import read_names, value_of
 from curation.step import Column, How, Result, Row, Step
 from curation.view import MediaView, each
 from shards.errors import InfrastructureError, LimitError
@@ -40,8 +41,8 @@ def _open(what: What, how: How) -> Callable[[Sequence[MediaView]], Sequence[Resu
 
 def judge(what: What, view: MediaView) -> Row:
     """The row of one picture. Raises LimitError."""
-    caption = "\n".join(_texts(what.caption, view.columns[what.caption])).strip()
-    read = [text for name in (what.ocr, *what.also) for text in _texts(name, view.columns[name])]
+    caption = "\n".join(_texts(what.caption, value_of(view, what.caption))).strip()
+    read = [text for name in (what.ocr, *what.also) for text in _texts(name, value_of(view, name))]
     for name, length, most in (("caption", len(caption), what.max_chars), ("text read", sum(map(len, read)), 10 * what.max_chars)):
         if length > most:
             raise LimitError(f"the {name} has {length:,} characters, allowed are {most:,} (max_chars)")
@@ -116,7 +117,7 @@ STEP = Step(
     prefix="agreement_",
     what=What,
     columns=_columns,
-    reads=lambda what: list(dict.fromkeys([what.caption, what.ocr, *what.also])),
+    reads=lambda what: read_names([what.caption, what.ocr, *what.also]),
     open=_open,
     check=_check,
 )

@@ -16,6 +16,7 @@ from curation.caption_engine import check_engine
 from curation.caption_reply import REFUSALS_VERSION, Reply, check_reply
 from curation.caption_request import Request, bounded, fill, places, reply_key
 from curation.models import Model, check_folder, kind_of, model_identity
+from curation.own_texts import read_names, value_of
 from curation.step import Column, How, Result, Step
 from curation.view import MediaView
 from curation.weights import existing_path
@@ -142,12 +143,13 @@ class Asked:
 
 def ask(what: What, model: Sequence[str], cache: Cache, views: Sequence[MediaView]) -> Asked:
     """model: identity of the model, for the cache. The same question is asked once, however many ask it."""
+    names = places(what.prompt)
     errors: dict[int, SampleError] = {}
     prompts: dict[int, str] = {}
     keys: dict[int, str] = {}
     for place, view in enumerate(views):
         try:
-            prompts[place] = fill(what.prompt, view.columns, what.max_prompt_chars)
+            prompts[place] = fill(what.prompt, {name: value_of(view, name) for name in names}, what.max_prompt_chars)
             keys[place] = reply_key(what, model, view.sha256(), prompts[place])
         except SampleError as error:
             errors[place] = error
@@ -203,7 +205,7 @@ def _models(what: What) -> list[Model]:
 
 
 def _reads(what: What) -> list[str]:
-    return ["media", *places(what.prompt)]
+    return ["media", *read_names(places(what.prompt))]
 
 
 def _columns(what: What) -> list[Column]:

@@ -13,14 +13,15 @@ from curation.agreement_claims import Claim, claims, evidence, least_edits, supp
 from curation.step import How
 from curation.view import MediaView
 from shards.errors import InfrastructureError, LimitError
+from shards.sample import Texts
 from tests.curation.views import absent_ref, sample_view
 
 GOLDEN = Path(__file__).parent / "golden" / "agreement_v1.json"
 
 
-def view(**columns: Any) -> MediaView:
-    """A view whose picture cannot be opened: the step reads columns only."""
-    found = sample_view([absent_ref("image")]).media[0]
+def view(texts: Texts | None = None, **columns: Any) -> MediaView:
+    """A view whose picture cannot be opened: the step reads columns and texts only."""
+    found = sample_view([absent_ref("image")], texts).media[0]
     found.columns = columns
     return found
 
@@ -57,15 +58,16 @@ def test_nothing_claimed_is_nothing_invented_and_no_caption_no_score() -> None:
 
 def test_lines_and_further_columns_bear_claims_out() -> None:
     lines = [{"text": "GRAND", "confidence": 0.9, "polygon": [0.0] * 8}, {"text": "HOTEL", "confidence": 0.9, "polygon": [0.0] * 8}]
-    columns = {"short_text": 'The "Grand Hotel" in Vienna, built 1903', "ocr_lines": lines, "transcription": None, "caption": "Vienna 1903"}
+    columns = {"short_text": 'The "Grand Hotel" in Vienna, built 1903', "ocr_lines": lines}
+    own = Texts(caption="Vienna 1903")
     what = {"caption": "short_text", "ocr": "ocr_lines"}
     [alone] = rows(view(**columns), **what)
     assert alone["unsupported"] == ["Vienna", "1903"]
-    [more] = rows(view(**columns), **what, also=("transcription", "caption"))
+    [more] = rows(view(own, **columns), **what, also=("transcription", "caption"))
     assert more["share"] == 1
     [names] = rows(view(**columns), **what, kinds=("name",))
     assert set(names) == {"n", "share", "names", "unsupported"} == {column.name for column in STEP.columns(What(kinds=("name",)))}
-    assert STEP.reads(What(**what, also=("caption", "short_text"))) == ["short_text", "ocr_lines", "caption"]
+    assert STEP.reads(What(**what, also=("caption", "short_text"))) == ["short_text", "ocr_lines", "texts"]
 
 
 def test_long_texts_and_other_columns_are_told() -> None:

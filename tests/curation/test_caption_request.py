@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from curation.caption import STEP, What
+from curation.caption import STEP, What, ask
+from curation.caption_cache import NoCache
 from curation.caption_request import bounded, data_url, fill, reply_key
 from shards.errors import InfrastructureError, LimitError
+from shards.sample import Texts
+from tests.curation.views import absent_ref, sample_view
 
 WHAT = What(model="m")
 
@@ -22,6 +25,18 @@ def test_the_places_of_a_prompt_are_what_the_step_reads() -> None:
     assert STEP.reads(what) == ["media", "coarse_text", "ocr_text"]
     columns = {"coarse_text": "a sign", "ocr_text": ["SALE", "50 %"], "more": 3}
     assert fill(what.prompt, columns, 200) == "Coarse: a sign. Text: SALE\n50 %. {not} a sign"
+
+
+def test_the_samples_own_texts_have_places_too() -> None:
+    """They are read with the sample's texts, so that they count among what decides the row."""
+    what = replace(WHAT, prompt="{caption} {transcription} {coarse_text} {text}")
+    assert STEP.reads(what) == ["media", "texts", "coarse_text"]
+    view = sample_view([absent_ref("image")], Texts(caption="a dog", text=None)).media[0]
+    view.columns = {"coarse_text": "an animal"}
+    view._sha256 = "0" * 64
+    view._image = np.zeros((2, 2, 3), np.uint8)
+    [request] = ask(what, ["hub", "m", ""], NoCache(), [view]).requests.values()
+    assert request.prompt == "a dog  an animal "
 
 
 @pytest.mark.parametrize("prompt", ["{", "}", "{a.b}", "{a[0]}", "{a!r}", "{a:>9}", "{}", "{0}", "{a b}"])
