@@ -10,7 +10,6 @@ import pyarrow as pa
 from pipeline.ledger import name, quote
 from pipeline.recipe import Recipe, RuleOp, StepOp
 
-
 CHILDREN_TABLES = "children-"  # what the names of their tables begin with
 
 
