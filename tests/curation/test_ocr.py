@@ -293,7 +293,7 @@ def test_the_cache_is_filled_once_and_never_half(cache: Path, tmp_path: Path, mo
 def test_missing_files_are_told_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert STEP.check is not None
     STEP.check(What())
-    with pytest.raises(InfrastructureError, match=r"inference\.yml"):
+    with pytest.raises(InfrastructureError, match=r"inference\.onnx is not there"):
         STEP.check(What(det=str(tmp_path)))
     (tmp_path / "inference.onnx").write_bytes(b"")
     with pytest.raises(InfrastructureError, match=r"inference\.yml is not there"):
