@@ -3,7 +3,6 @@ short text and stops. It proves wiring, it knows nothing of the world."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,9 +108,3 @@ def _pixels(ready: Any, pictures: Sequence[np.ndarray]) -> tuple[Any, Any]:
     grids = found["image_grid_thw"]
     assert (grids == grids[0]).all()
     return found["pixel_values"].view(len(pictures), int(grids[0].prod()), -1), grids[:1]
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """The model's configuration, for messages of tests."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    return config
