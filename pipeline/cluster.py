@@ -105,6 +105,11 @@ def cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def gpus() -> float:
+    """GPUs of the whole cluster."""
+    return float(ray.cluster_resources().get("GPU", 0.0))
+
+
 def get(ref: Any) -> Any:
     """`ray.get`. Raises the FoveaError of the task as itself, InfrastructureError where Ray fails; a bug keeps Ray's traceback."""
     (value,) = ours(ray.get(r) for r in (ref,))

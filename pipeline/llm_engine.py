@@ -43,6 +43,11 @@ def engine_cpus(how: CaptionHow) -> int:
     return engines(how) * how.tensor_parallel_size
 
 
+def engine_gpus(how: CaptionHow) -> float:
+    """GPUs that the engines hold."""
+    return engines(how) * _gpus(how)
+
+
 def engines(how: CaptionHow) -> int:
     """`actors`, or as many as the cluster's GPUs feed; at least 1."""
     return how.actors or max(1, int(ray.cluster_resources().get("GPU", 0) / _gpus(how)))

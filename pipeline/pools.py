@@ -18,9 +18,10 @@ from ray.data import ActorPoolStrategy
 from curation.group import GroupResult, GroupRunner
 from curation.program import Program, call_from_json
 from pipeline import cluster, payload
-from pipeline.llm_engine import engine_cpus
+from pipeline.llm_engine import engine_cpus, engine_gpus
 from pipeline.llm_pool import STAGES, engine_errors, through_engine
 from pipeline.recipe import StepOp
+from pipeline.sizes import pool_sizes
 from pipeline.work import Task, in_engine
 from shards.errors import FoveaError
 from shards.media import Limits
@@ -69,12 +70,13 @@ def stream(
     engines = [alone for _, alone in pools if alone is not None and in_engine(alone)]
     cpus = max(1, min(cluster.cpus() - sum(engine_cpus(op.how) for op in engines), len(tasks)))
     share = 1 / (len(pools) + len(engines) * (STAGES - 1))
+    actors = [alone for _, alone in pools if alone is None or not in_engine(alone)]
+    sizes = iter(pool_sizes(actors, cpus, max(0.0, cluster.gpus() - sum(engine_gpus(op.how) for op in engines)), len(tasks)))
     for program, alone in pools:
         if alone is not None and in_engine(alone):
             data = through_engine(data, alone, program, limits, flag, cpus, share)
             continue
         gpus = alone.how.gpus if alone else 0.0
-        size = alone.how.actors if alone and alone.how.actors else cpus
         data = data.map_batches(
             GroupActor,
             fn_constructor_kwargs={
@@ -87,7 +89,7 @@ def stream(
             },
             batch_size=1,
             batch_format="numpy",
-            compute=ActorPoolStrategy(size=size),
+            compute=ActorPoolStrategy(size=next(sizes)),
             num_cpus=share,
             num_gpus=gpus or None,
         )
