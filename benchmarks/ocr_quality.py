@@ -1,6 +1,6 @@
 """The step `ocr` beside PaddleOCR called alone, on the same pictures with the same models, in one run.
 
-    python benchmarks/ocr_quality.py [--data ../shared/data] [--odd] [--turned] [--most 12]
+    python benchmarks/ocr_quality.py [--data ../shared/data] [--subset sroie_receipt] [--odd] [--turned] [--most 12]
 
 For each subset of the kind `ocr`: word recall (words of the truth that were read, each as often as it stands there, upper case), character
 error rate on the text in its order and on the same words sorted, and CPU seconds of one thread for each picture (elapsed time would tell
@@ -65,12 +65,14 @@ class Score:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "data")
+    parser.add_argument("--subset", default="", help="only this one")
     parser.add_argument("--odd", action="store_true")
     parser.add_argument("--turned", action="store_true")
     parser.add_argument("--most", type=int, default=0, help="pictures of a subset; 0 = all")
     arguments = parser.parse_args()
     records = [json.loads(line) for line in (arguments.data / "manifest.jsonl").read_text("utf-8").splitlines()]
     records = [r for r in records if r["kind"] == "ocr" and r.get("text") and (not arguments.odd or int(r["id"][-4:]) % 2)]
+    records = [r for r in records if arguments.subset in ("", r["subset"])]
     cases = list(_read(arguments.data, records, arguments.most))
     if arguments.turned:
         cases = list(_turned([case for case in cases if case.subset == "pdf_page"]))
