@@ -193,5 +193,6 @@ def _from_json(data: bytes) -> Reply | None:
         reply = Reply(value["text"], value["finish"], value["tokens"])
     except (ValueError, KeyError, TypeError):
         return None
-    sound = isinstance(reply.text, str) and reply.finish in get_args(Finish) and isinstance(reply.tokens, int | None)
+    counted = reply.tokens is None or (type(reply.tokens) is int and 0 <= reply.tokens < 1 << 31)
+    sound = isinstance(reply.text, str) and reply.finish in get_args(Finish) and counted
     return reply if sound else None

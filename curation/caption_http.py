@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 from curation.caption_reply import RefusalError, Reply
 from curation.caption_request import Request, data_url, seed_of
@@ -115,7 +116,7 @@ def parse(text: bytes) -> Reply | Trouble:
         content = "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
     if content is not None and not isinstance(content, str):
         return Trouble("broken", "an answer that is no chat completion")
-    tokens = used if isinstance(used, int) and 0 <= used < 1 << 31 else None
+    tokens = used if type(used) is int and 0 <= used < 1 << 31 else None  # JSON's true is an int to isinstance
     if finish == "content_filter" or (isinstance(refusal, str) and refusal):
         return Reply(str(refusal or content or ""), "refused", tokens)
     return Reply(content or "", "length" if finish == "length" else "stop", tokens)
@@ -131,18 +132,20 @@ async def _bounded(content: aiohttp.StreamReader) -> bytes | None:
 
 
 def _message(text: bytes, secret: str) -> str:
-    """What a server says of an error, one short line without the key; servers put it in `error.message`, `message` or `detail`."""
-    text = text.replace(secret.encode(), b"***") if secret else text
+    """What a server says of an error, one printable line without the key; servers put it in `error.message`, `message` or `detail`."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return " ".join(text[:300].decode("utf-8", "replace").split())[:200]
+        value = text[:10_000].decode("utf-8", "replace")
     if isinstance(value, dict) and isinstance(value.get("error"), dict):
         value = value["error"]
     if isinstance(value, dict):
         said = [value.get(key) for key in ("code", "type", "message", "detail", "error")]
         value = ", ".join(str(part) for part in said if part)
-    return " ".join(str(value).split())[:300]
+    told = str(value)
+    for form in {secret, quote(secret), quote(secret, safe="")} - {""}:
+        told = told.replace(form, "***")
+    return " ".join("".join(c if c.isprintable() else " " for c in told).split())[:300]
 
 
 def _seconds(header: str | None) -> float | None:

@@ -74,6 +74,10 @@ def open_backend(what: What, how: CaptionHow) -> Backend:
         raise InfrastructureError(
             f"the environment variable {how.api_key_env} (api_key_env) is empty or not set where captions are made; set it"
         )
+    if not key.isprintable():
+        raise InfrastructureError(
+            f"the environment variable {how.api_key_env} (api_key_env) holds a line break or control character, so it is no key; set it anew"
+        )
     url = how.url.rstrip("/")
     url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
     server = Server(what, how, url, how.served_as or what.model, key, open_pace(url, how.requests_per_minute), _proxy(url))

@@ -74,7 +74,16 @@ def test_a_damaged_file_is_set_aside_with_a_warning(tmp_path: Path, caplog: pyte
 
 
 @pytest.mark.parametrize(
-    "data", [b"{", b"[]", b'{"text": 3, "finish": "stop", "tokens": 1}', b'{"text": "x", "finish": "odd", "tokens": 1}', b"\xff"]
+    "data",
+    [
+        b"{",
+        b"[]",
+        b'{"text": 3, "finish": "stop", "tokens": 1}',
+        b'{"text": "x", "finish": "odd", "tokens": 1}',
+        b"\xff",
+        b'{"text": "x", "finish": "stop", "tokens": true}',
+        b'{"text": "x", "finish": "stop", "tokens": 4294967296}',
+    ],
 )
 def test_a_damaged_reply_is_asked_for_again(data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     key, reply = "ab" * 32, Reply("a dog", "stop", 3)

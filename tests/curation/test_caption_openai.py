@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -174,6 +175,27 @@ def test_a_key_that_is_not_set_is_told_before_anything_is_asked() -> None:
         asked(ChatServer(lambda _: say("x"), 1), [], api_key_env="NO_SUCH_KEY")
 
 
+@pytest.mark.parametrize("key", ["first-line\nsecond-line", "with\0nul"])
+def test_a_key_that_no_header_can_carry_is_told_and_not_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {**os.environ, "CAPTION_KEY": key})
+    with pytest.raises(InfrastructureError, match=r"CAPTION_KEY.*line break") as raised:
+        asked(ChatServer(lambda _: say("x"), 1), [], api_key_env="CAPTION_KEY")
+    assert key[:5] not in str(raised.value)
+
+
+@pytest.mark.parametrize("echo", ["k/e y", "k\\/e y", "\\u006b/e y", "k/e%20y", "k%2Fe%20y"])
+def test_an_error_that_echoes_the_key_in_any_spelling_shows_none(echo: str) -> None:
+    told = caption_http.meaning(500, {}, b'{"error": {"message": "bad key <%s>"}}' % echo.encode(), "k/e y")
+    assert isinstance(told, caption_http.Trouble)
+    assert told.why == "HTTP 500: bad key <***>"
+
+
+def test_what_a_server_says_of_an_error_can_be_printed_and_stored() -> None:
+    told = caption_http.meaning(500, {}, b'{"error": "half \\ud800 of it, \\u001b[2J, \\u0000 and \\u202e"}')
+    assert isinstance(told, caption_http.Trouble)
+    assert told.why == "HTTP 500: half of it, [2J, and"
+
+
 def test_a_server_that_goes_away_ends_the_run_and_what_is_done_is_kept(views: list[MediaView], tmp_path: Path) -> None:
     def dying(ask: Ask) -> Action:
         return say(f"grey {ask.grey}") if ask.grey <= 20 else status(500, b"dying")
@@ -252,6 +274,7 @@ def test_what_an_answer_means() -> None:
     assert meaning(200, {}, parts).text == "a cat"
     assert meaning(200, {}, b'{"choices": [{"message": {"content": 3}}]}').kind == "broken"
     assert meaning(200, {}, b'{"choices": [{"message": {"content": "x"}, "finish_reason": "length"}], "usage": null}').finish == "length"
+    assert meaning(200, {}, b'{"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": true}}').tokens is None
     assert meaning(503, {"Retry-After": "7"}, b"").wait == 7
     assert meaning(429, {"Retry-After": "soon"}, b"").wait is None
     with pytest.raises(InfrastructureError, match="credit"):
