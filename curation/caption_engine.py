@@ -27,7 +27,8 @@ def check_engine(how: CaptionHow) -> None:
         raise ValueError(f"tensor_parallel_size, max_model_len and engine_kwargs are of backend vllm, not of {how.backend}")
     if how.tensor_parallel_size < 1 or how.max_model_len < 0:
         raise ValueError("tensor_parallel_size is at least 1, max_model_len 0 or more")
-    if how.tensor_parallel_size > 1 and how.gpus not in (0, how.tensor_parallel_size):
+    shared = how.tensor_parallel_size == 1 and how.gpus <= 1
+    if how.backend == "vllm" and not shared and how.gpus not in (0, how.tensor_parallel_size):
         raise ValueError(f"gpus: an engine takes tensor_parallel_size: {how.tensor_parallel_size} of them; drop `gpus`")
     for name in how.engine_kwargs:
         if (told := REFUSED.get(name)) is not None:

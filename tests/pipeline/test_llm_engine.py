@@ -66,6 +66,7 @@ def test_without_vllm_a_run_is_refused_before_ray_starts(tmp_path: Path, monkeyp
         ({"engine_kwargs": {"trust_remote_code": True}}, "is said by `model`"),
         ({"engine_kwargs": {"max_model_len": 4096}}, "write it beside `backend`"),
         ({"tensor_parallel_size": 2, "gpus": 1}, "an engine takes tensor_parallel_size: 2 of them"),
+        ({"gpus": 2}, "an engine takes tensor_parallel_size: 1 of them"),
         ({"backend": "transformers", "max_model_len": 4096}, "are of backend vllm, not of transformers"),
     ],
 )
