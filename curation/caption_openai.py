@@ -76,7 +76,7 @@ def open_backend(what: What, how: CaptionHow) -> Backend:
         )
     if not key.isprintable():
         raise InfrastructureError(
-            f"the environment variable {how.api_key_env} (api_key_env) holds a line break or control character, so it is no key; set it anew"
+            f"the environment variable {how.api_key_env} (api_key_env) holds a line break or control character: no key does; set it anew"
         )
     url = how.url.rstrip("/")
     url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
