@@ -108,6 +108,8 @@ class Group:
         """One step over the chunk: its rows go to `chunk`, its columns to the table, the samples it fails leave."""
         call, started = bound.call, self.room.bytes_read
         cost = StepCost(call.name)
+        for member in members:
+            member.alive = member.alive and call.digest not in member.failed
         todo = [m for m in members if m.alive and m.kinds & bound.step.applies and call.digest not in m.have]
         errors: dict[int, str] = {}
         for member in todo:

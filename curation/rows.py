@@ -29,6 +29,7 @@ def base_fields() -> list[pa.Field]:
     content       the content fingerprint where it is known for this stamp; NULL otherwise.
     known         content fingerprints the uid had under other stamps: not empty for a file that was touched or changed.
     have          digests of steps whose ok row exists; their columns are in the table and they are not computed again.
+    failed        digests of steps whose row is an error: nor are they, and the sample comes no further than there.
     """
     return [
         pa.field("uid", pa.string()),
@@ -44,6 +45,7 @@ def base_fields() -> list[pa.Field]:
         pa.field("known", pa.list_(pa.string())),
         pa.field("text_fp", pa.string()),
         pa.field("have", pa.list_(pa.string())),
+        pa.field("failed", pa.list_(pa.string())),
     ]
 
 

@@ -208,7 +208,7 @@ def each(views: Sequence[V], answer: Callable[[V], Row]) -> list[Result]:
 class Member:
     """A sample on its way through a program: the row of the work table that it is, and whether it is still in.
 
-    row       place in the chunk. stamp, content, text_fp, known, have: as in the work table. kinds: of its media, or "text".
+    row       place in the chunk. stamp, content, text_fp, known, have, failed: as in the work table. kinds: of its media, or "text".
     too_long  what is wrong with the length of its texts; None while within limits.
     """
 
@@ -219,6 +219,7 @@ class Member:
     text_fp: str
     known: frozenset[str]
     have: frozenset[str]
+    failed: frozenset[str]
     kinds: frozenset[str]
     too_long: str | None
     alive: bool = True
@@ -234,6 +235,7 @@ def member_of(room: Room, i: int, row: dict[str, Any]) -> Member:
         text_fp=row["text_fp"],
         known=frozenset(row["known"] or ()),
         have=frozenset(row["have"] or ()),
+        failed=frozenset(row["failed"] or ()),
         kinds=frozenset(medium.kind for medium in sample.media) or frozenset({"text"}),
         too_long=over_text_limit(sample.texts, room.limits),
     )

@@ -71,18 +71,22 @@ def work_sql(judge: Judge, segment: Segment) -> str:
     annotators = [(i, op) for i, op in segment.ops if isinstance(op, StepOp) and op.step.shape != "global"]
     read = _read(segment)
     select, joins = judge.columns_sql(read, before=segment.ops[-1][0] + 1)
-    have = []
+    have, failed = [], []
     for i, op in annotators:
         scan = judge.scan(step_table(op), row_schema(op.step, op.what, wide=False))
         joins.append(f"left join {scan} h{i} on h{i}.uid = b.uid and h{i}.fp = {fingerprint_sql(op.roots)}")
         have.append(f"case when h{i}.uid is not null and h{i}.error is null then {quote(op.digest)} end")
+        failed.append(f"case when h{i}.error is not null then {quote(op.digest)} end")
     state = f"state{segment.number}"
     unknown = f"(select uid from {state} where status = 'pending' and content is null)"  # new or touched: the few whose history matters
     known = f"(select uid, list(content) as known from {judge.scan('contents')} semi join {unknown} using (uid) group by uid)"
     columns = [
         "b.uid", "b.source", "b.key", "b.unit", "b.ordinal", "b.kind", "r.media", "r.texts", "b.media_stamp", "b.content",
         "case when b.content is null then coalesce(k.known, []) else [] end as known", "b.text_fp",
-        f"list_filter([{', '.join(have)}]::varchar[], lambda x: x is not null) as have",
+        *(
+            f"list_filter([{', '.join(cases)}]::varchar[], lambda x: x is not null) as {column}"
+            for column, cases in (("have", have), ("failed", failed))
+        ),
         *(f"b.{name(c)}" for c in _base(segment)), *select,
     ]  # fmt: skip
     which = ", ".join(str(i) for i, _ in annotators) or "null"

@@ -52,6 +52,7 @@ def row(key: str, ordinal: int, media: Sequence[MediaRef] = (), texts: Texts | N
         "known": [],
         "text_fp": texts_fingerprint(texts),
         "have": [],
+        "failed": [],
         **more,
     }
 

@@ -227,6 +227,17 @@ def test_errors_are_tried_again_when_asked(tmp_path: Path) -> None:
     assert (called(mended), mended.counts["kept"]) == ({"probe": 1}, 5)
 
 
+def test_an_error_is_not_computed_again_when_an_earlier_step_is_new(tmp_path: Path) -> None:
+    pictures(tmp_path / "pics", 4)
+    (tmp_path / "pics/broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    assert run(recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, ["probe"]), tmp_path / "run").counts["errored"] == 1
+    path = recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, [{"tests.steps.counting": {"as": "counting"}}, "probe"])
+    plan = make_plan(load_recipe(path), str(tmp_path / "run"))
+    more = run(path, tmp_path / "run")
+    assert called(more) == {s.name: s.calls for s in plan.steps if s.calls} == {"counting": 5}
+    assert (more.counts["errored"], more.counts["kept"]) == (1, 4)
+
+
 @pytest.mark.parametrize("way", ["raise", "memory"])
 def test_a_bug_ends_the_run_as_a_message_and_what_was_done_stays(tmp_path: Path, way: str) -> None:
     pictures(tmp_path / "pics", 4)
