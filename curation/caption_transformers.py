@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import TemplateError
 from PIL import Image
 
 from curation.caption_reply import Reply, ReplyError
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fovea")
 
-# What a processor or a model raises for a picture or prompt it cannot take, say one 300 times as long as wide.
-FAULTS = (ValueError, RuntimeError, IndexError, TypeError, ZeroDivisionError, MemoryError)
+# What a processor, a chat template or a model raises for a picture or prompt it cannot take, say one 300 times as long as wide.
+FAULTS = (ValueError, RuntimeError, IndexError, TypeError, ZeroDivisionError, MemoryError, TemplateError)
 TRIAL = Request("trial", "0" * 64, "Describe this picture.", np.full((96, 128, 3), 127, np.uint8))
 TRIAL_TOKENS = 2
 
@@ -52,19 +53,18 @@ def open_backend(what: What, how: CaptionHow) -> Backend:
     captioner = load(what, how)
     try:
         generate(captioner, [TRIAL], lambda: None, TRIAL_TOKENS)
-    except FAULTS as error:
+    except (*FAULTS, LookupError, AttributeError) as error:
         if _out_of_memory(error):
             raise InfrastructureError(f"{what.model}: one small picture does not fit the device: {_first_line(error)}") from error
         raise InfrastructureError(
             f"{what.model}: it cannot even describe a grey picture: {type(error).__name__}: {_first_line(error)}; "
-            "is it an image-text-to-text model, with its own processor beside it?"
+            "is it an image-text-to-text model with its own processor beside it, and does its chat template take the step's messages?"
         ) from error
     return lambda requests, alive: answers(captioner, requests, alive)
 
 
 def load(what: What, how: CaptionHow) -> Captioner:
     """Raises InfrastructureError with the mend: files missing or torn, an unknown kind of model, code of its own that is not allowed."""
-    from safetensors import SafetensorError
     from tokenizers import AddedToken
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -76,8 +76,12 @@ def load(what: What, how: CaptionHow) -> Captioner:
         model, found = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise InfrastructureError(f"model {what.model} cannot be loaded from {folder}: {_first_line(error)}") from error
+        ends = _ends(model, processor)
+    except Exception as error:  # a field of the wrong type in any of the files may end as anything
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InfrastructureError(
+            f"model {what.model} cannot be loaded from {folder}: {told}; copy or download it again, whole, or take another"
+        ) from error
     _refuse_holes(folder, found)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise InfrastructureError(
@@ -92,7 +96,7 @@ def load(what: What, how: CaptionHow) -> Captioner:
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     model = model.eval().requires_grad_(False).to(place)
-    return Captioner(model, processor, what, place, dtype, template, _ends(model, processor), how.batch)
+    return Captioner(model, processor, what, place, dtype, template, ends, how.batch)
 
 
 def answers(captioner: Captioner, requests: Sequence[Request], alive: Callable[[], None]) -> Iterator[tuple[int, Reply | SampleError]]:
@@ -206,7 +210,8 @@ def _ends(model: Any, processor: Any) -> frozenset[int]:
     """Ids at which generation stops: of the model, of the language model inside it, of the tokenizer."""
     found: set[int] = set()
     configs = [getattr(part, "generation_config", None) for part in (model, getattr(model, "language_model", None))]
-    for ids in [*(getattr(config, "eos_token_id", None) for config in configs), processor.tokenizer.eos_token_id]:
+    tokenizer = getattr(processor, "tokenizer", None)
+    for ids in [*(getattr(config, "eos_token_id", None) for config in configs), getattr(tokenizer, "eos_token_id", None)]:
         found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [int(ids)])
     return frozenset(found)
 

@@ -21,6 +21,7 @@ from curation.step import step_digest
 from curation.view import MediaView, Room
 from shards.errors import DecodeError, InfrastructureError, LimitError
 from shards.media import Limits
+from shards.sample import Texts
 from tests.curation.families import FAMILIES
 from tests.curation.views import file_ref, media_view, sample_view
 from tests.small_models.clip import shapes
@@ -214,6 +215,40 @@ def test_a_model_with_files_missing_ends_the_run_and_says_which(
     damage(copy, name)
     with pytest.raises(InfrastructureError, match=told):
         captions(what(copy), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("tokenizer_config.json", "[]", "cannot be loaded"), ("config.json", "[]", "cannot be loaded"),
+        ("generation_config.json", '{"eos_token_id": "x"}', "cannot be loaded"),
+        ("chat_template.jinja", "{{ messages[0].none.such }}", "grey picture.*UndefinedError"),
+        ("chat_template.jinja", "{% for %}", "grey picture.*TemplateSyntaxError"),
+        ("chat_template.jinja", "{{ raise_exception('System role not supported') }}", "grey picture.*System role not supported.*messages"),
+    ],
+)  # fmt: skip
+def test_a_model_whose_files_say_odd_things_ends_the_run_with_a_message(
+    name: str, content: str, told: str, small_captioner: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(small_captioner, tmp_path / "copy")
+    (copy / name).write_text(content)
+    with pytest.raises(InfrastructureError, match=told):
+        captions(what(copy), [])
+
+
+def test_a_prompt_that_the_chat_template_refuses_costs_its_own_row(
+    small_captioner: Path, pictures: list[tuple[Path, str]], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(small_captioner, tmp_path / "copy")
+    template = (copy / "chat_template.jinja").read_text("utf-8")
+    asks = "{% for part in messages[-1]['content'] %}{% if 'refuse' in part.get('text', '') %}{{ raise_exception('not so') }}{% endif %}"
+    (copy / "chat_template.jinja").write_text(asks + "{% endfor %}" + template, "utf-8")
+    told = what(copy, prompt="{caption}")
+    texts = ("refuse this", "Describe this picture.")
+    [bad, good] = captions(told, [sample_view([file_ref(pictures[0][0])], Texts(caption=text), key=text).media[0] for text in texts])
+    assert isinstance(bad, ReplyError)
+    assert "not so" in str(bad)
+    assert isinstance(good, dict)
 
 
 def test_code_of_strangers_is_refused(small_captioner: Path, tmp_path: Path) -> None:
