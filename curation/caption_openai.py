@@ -78,10 +78,16 @@ def open_backend(what: What, how: CaptionHow) -> Backend:
         raise InfrastructureError(
             f"the environment variable {how.api_key_env} (api_key_env) holds a line break or control character: no key does; set it anew"
         )
-    url = how.url.rstrip("/")
-    url = url if url.endswith("/chat/completions") else f"{url}/chat/completions"
+    url = endpoint(how.url)
     server = Server(what, how, url, how.served_as or what.model, key, open_pace(url, how.requests_per_minute), _proxy(url))
     return lambda requests, alive: answers(server, requests, alive)
+
+
+def endpoint(url: str) -> str:
+    """Where questions go; a query (?api-version=…) stays at the end."""
+    parts = urlsplit(url)
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return parts._replace(path=f"{path}/chat/completions").geturl()
 
 
 def answers(server: Server, requests: Sequence[Request], alive: Callable[[], None]) -> Iterator[tuple[int, Reply | SampleError]]:

@@ -99,8 +99,6 @@ def local_folder(
     kind = kind_of(model)
     if kind == "folder":
         folder = Path(model).expanduser().absolute()
-        if not folder.is_dir():
-            raise InfrastructureError(f"model directory {folder} is not there; give one that every node can read")
     elif kind == "package":
         folder = _package_folder(model.removeprefix("package:"))
     elif kind == "hub":
@@ -160,7 +158,9 @@ def missing_files(folder: Path, needs: Sequence[str], wants: Sequence[str] = ())
 
 
 def check_folder(folder: Path, needs: Sequence[str], wants: Sequence[str] = ()) -> None:
-    """Raises InfrastructureError that names the files which are missing (`missing_files`)."""
+    """Raises InfrastructureError for a folder that is not there, or that names the files which are missing (`missing_files`)."""
+    if not folder.is_dir():
+        raise InfrastructureError(f"model directory {folder} is not there; give one that every node can read")
     if missing := missing_files(folder, needs, wants):
         told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise InfrastructureError(f"model directory {folder} lacks {told}; copy or download the model again, whole")

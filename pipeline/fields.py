@@ -25,7 +25,8 @@ _SECRET_VALUE = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 _SECRET_QUERY = re.compile(
-    r"awsaccesskeyid|signature|sig|token|key|api_?key|access_?key|access_?token|auth|password|secret|x-(?:amz|goog)-(?:signature|credential|security-token)",
+    r"awsaccesskeyid|signature|sig|token|key|auth|password|secret|(?:.*[_-])?(?:api|access|subscription|secret)[_-]?(?:key|token)"
+    r"|x-(?:amz|goog)-(?:signature|credential|security-token)",
     re.IGNORECASE,
 )
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -82,7 +83,8 @@ def checked(problems: Problems, place: Place, value: Any, type_: type[T] | Any, 
                 told = fault["msg"].removeprefix("Value error, ")
                 told = told[:1].lower() + told[1:]
                 about = f"{field!r} of {what}" if field else what
-                problems.add((*place, *inner), f"{about}: {told}, not {shown(fault['input'])}")
+                input_ = "" if fault["type"] == "value_error" and not inner else f", not {shown(fault['input'])}"
+                problems.add((*place, *inner), f"{about}: {told}{input_}")
         return None
     return result
 

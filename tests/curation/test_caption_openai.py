@@ -170,6 +170,19 @@ def test_what_no_retry_mends_ends_the_run_at_once_and_shows_no_key(
     assert KEY not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "asked"),
+    [
+        ("http://h/v1", "http://h/v1/chat/completions"),
+        ("http://h/v1/", "http://h/v1/chat/completions"),
+        ("http://h/v1/chat/completions/", "http://h/v1/chat/completions"),
+        ("https://h/v1?api-version=preview", "https://h/v1/chat/completions?api-version=preview"),
+    ],
+)
+def test_a_query_stays_behind_the_path(url: str, asked: str) -> None:
+    assert caption_openai.endpoint(url) == asked
+
+
 def test_a_key_that_is_not_set_is_told_before_anything_is_asked() -> None:
     with pytest.raises(InfrastructureError, match="NO_SUCH_KEY"):
         asked(ChatServer(lambda _: say("x"), 1), [], api_key_env="NO_SUCH_KEY")

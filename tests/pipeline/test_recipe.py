@@ -228,6 +228,9 @@ SECRETS = [
     "endpoint: 'https://example.com/v1?token=abcdef'",
     "endpoint: 'https://b.example.com/x?X-Amz-Signature=abcdef&y=1'",
     "endpoint: 's3://b/x?AWSAccessKeyId=abcdef'",
+    "endpoint: 'https://example.com/v1?api-version=2&api-key=abcdef'",
+    "endpoint: 'https://example.com/v1?Subscription-Key=abcdef'",
+    "endpoint: 'https://example.com/v1?x-api-key=abcdef'",
     "endpoint: 'Bearer abcdefghijklmnopqrstuv'",
     "api_key_env: sk-abcdefghijklmnopqrstuv",
     "hf_token: abcdef",
@@ -245,12 +248,19 @@ def test_secrets_are_refused_and_never_repeated(folder, field):
 
 
 def test_secrets_by_name_and_harmless_words_pass(folder, monkeypatch):
-    (op,) = steps(folder, "tests.steps.toy_size: {api_key_env: MY_KEY, endpoint: 'https://example.com/v1?model=a', kernel: token}")
+    (op,) = steps(
+        folder, "tests.steps.toy_size: {api_key_env: MY_KEY, endpoint: 'https://example.com/v1?model=a&api-version=2', kernel: token}"
+    )
     assert op.how.api_key_env == "MY_KEY"
     monkeypatch.setenv("ENDPOINT", "https://me:hunter2@example.com")
     (line,) = refused(folder, "steps:\n  - tests.steps.toy_size: {endpoint: '${ENDPOINT}'}\n")
     assert "credentials" in line
     assert "hunter2" not in line
+
+
+def test_settings_that_clash_are_told_without_the_mapping_they_are_in(folder):
+    (line,) = refused(folder, "steps:\n  - caption: {model: m, backend: openai}\n")
+    assert line == "my.yaml:5: step 'caption': backend openai wants a `url`: http://host:8000/v1"
 
 
 def test_digests_follow_what_and_reads_but_not_how_and_names(folder):
