@@ -16,7 +16,7 @@ from curation.compose_regions import Form, Region, Unit, chosen, line_regions, r
 from curation.conversations import from_llava
 from curation.step import ALL_KINDS, Column, How, Row, SampleView, Step
 from curation.view import each
-from shards.items import Item, Message, Part, items_to_json
+from shards.items import TASKS, Item, Message, Part, items_to_json
 from shards.sample import digest_of
 from shards.sources.texts import look_up
 
@@ -43,6 +43,8 @@ class What:
     prompts             task -> questions to choose from, instead of PROMPTS; which one a sample gets is a hash of its uid.
     captions            task -> columns its caption comes from, the first that is not NULL or empty; "caption",
                         "transcription" and "text" are the sample's own.
+    conversations       source -> task that its conversations teach, where that is not told by their media: {charts: chart, moments:
+                        temporal_grounding}.
     max_caption_chars   a longer caption is the sample's error: it is runaway output, or no caption.
     ocr                 prefix of the OCR step whose columns are read, without the underscore ("ocr"); "" = transcriptions alone are used.
     min_ocr_confidence  recognised lines below it are left out (0..1).
@@ -61,6 +63,7 @@ class What:
     tasks: tuple[str, ...] = COMPOSED
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     captions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    conversations: dict[str, str] = field(default_factory=dict)
     max_caption_chars: int = 16_384
     ocr: str = ""
     min_ocr_confidence: float = 0.5
@@ -102,10 +105,11 @@ def _of_sample(what: What, view: SampleView) -> Iterator[Made]:
     chart = _chart(what, view) if spoken == "vqa" else None
     if chart is not None:
         spoken = "chart"
-    if texts.conversations and spoken in what.tasks:
+    talk = what.conversations.get(sample.source, spoken)
+    if texts.conversations and talk in what.tasks:
         messages = from_llava(texts.conversations, kinds)
         if messages:
-            yield spoken, messages
+            yield talk, messages
     if not kinds and said(texts.text):
         yield "text", (Message("assistant", (Part("text", text=said(texts.text)),)),)
     if spoken in ("video", "multi_image") and spoken in what.tasks:
@@ -248,9 +252,14 @@ def _reads(what: What) -> list[str]:
 
 
 def _check(what: What) -> None:
-    unknown = [task for task in what.tasks if task not in COMPOSED]
+    named = set(what.conversations.values())
+    unknown = [task for task in what.tasks if task not in COMPOSED and task not in named]
     if unknown or not what.tasks:
-        raise ValueError(f"tasks: {unknown or 'none'}; compose makes {', '.join(COMPOSED)}")
+        raise ValueError(f"tasks: {unknown or 'none'}; compose makes {', '.join(COMPOSED)}, and what `conversations` says")
+    if wrong := sorted(named - set(TASKS) | named & {"streaming"}):
+        raise ValueError(f"conversations: {', '.join(wrong)}; a conversation may teach {', '.join(t for t in TASKS if t != 'streaming')}")
+    if left := sorted(named - set(what.tasks)):
+        raise ValueError(f"conversations: {', '.join(left)} is not among `tasks`, so nothing would come of them")
     check_prompts(what.prompts)
     check_captions(what.captions)
     if not 0 <= what.min_ocr_confidence <= 1:

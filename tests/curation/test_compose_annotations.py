@@ -286,3 +286,26 @@ def test_a_what_of_json_is_the_same_what() -> None:
     given = {"captions": {"short_caption": ["short_text"]}, "tasks": ["ocr"], "boxes": "mille", "prompts": {"ocr": ["q"]}}
     call = StepCall("compose", "compose", given, {}, "d", "", ("media", "texts"), ())
     assert bind(call).what == What(captions={"short_caption": ("short_text",)}, tasks=("ocr",), boxes="mille", prompts={"ocr": ("q",)})
+
+
+# --- what a source's conversations teach
+
+
+def test_a_source_may_say_what_its_conversations_teach() -> None:
+    spoken = Texts(conversations=tuple(talk("<image>\nWhere is the cat?", "<box>[1, 2, 3, 4]</box>")))
+    tasks = ("vqa", "grounding", "temporal_grounding")
+    named = What(tasks=tasks, conversations={"test": "grounding", "moments": "temporal_grounding"})
+    assert [task for task, _ in answers(named, ["image"], spoken)] == ["grounding"]
+    other = What(tasks=tasks, conversations={"elsewhere": "grounding", "moments": "temporal_grounding"})
+    assert [task for task, _ in answers(other, ["image"], spoken)] == ["vqa"]
+    chart = What(tasks=("chart", "document"), conversations={"test": "document"}, kind="kind_label")
+    assert ("document", "<box>[1, 2, 3, 4]</box>") in answers(chart, ["image"], spoken, {"kind_label": ["chart"]})
+
+
+@pytest.mark.parametrize(
+    ("conversations", "why"), [({"a": "talk"}, "talk"), ({"a": "streaming"}, "streaming"), ({"a": "grounding"}, "not among")]
+)
+def test_what_conversations_cannot_teach_is_refused(conversations: dict[str, str], why: str) -> None:
+    assert STEP.check is not None
+    with pytest.raises(ValueError, match=f"conversations: .*{why}"):
+        STEP.check(What(tasks=("vqa",), conversations=conversations))

@@ -164,7 +164,7 @@ def test_a_changed_threshold_costs_what_the_plan_says_and_a_changed_prompt_its_c
     # loosened in the middle: the newly admitted alone
     plan, outcome = again(steps={"balance": {"clusters": 4, "per_cluster": 7}})
     exact = {s.name for s in plan.steps if s.calls and s.exact}
-    assert exact == {"balance", "short", "short_clip", "detailed"}  # behind them stands a rule over what they will write
+    assert exact == {"balance", "short", "short_clip"}  # behind them stands a rule over what they will write
     assert {name: outcome.calls[name] for name in exact} == {name: calls(plan)[name] for name in exact}
     assert all(outcome.calls[name] <= calls(plan)[name] for name in outcome.calls)
     assert 0 < outcome.calls["short"] == outcome.calls["detailed"] < first.calls["short"]
