@@ -65,10 +65,11 @@ class NoCache:
 
 
 class StoreCache:
-    """One object `<two digits>/<key>.json` for each reply."""
+    """One object `<two digits>/<key>.json` for each reply, and one that shows that the place takes any before a reply is paid for."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        store.put_replace("writable", b"replies of caption models")
 
     def get(self, keys: Sequence[str]) -> Mapping[str, Reply]:
         with ThreadPoolExecutor(READERS, "fovea-cache") as threads:
