@@ -170,6 +170,8 @@ def explain(run: Annotated[str, typer.Argument()], uid: Annotated[str, typer.Arg
     if found["placement"]:
         p = found["placement"]
         out.print(f"in {p['shard']} at offset {p['offset']:,}, {p['bytes']:,} bytes, split {p['split']}")
+        for medium in p.get("transformed", ()):
+            out.print(f"  {medium['name']} is made of the original by {medium['transform']}", markup=False)
     for item in found["items"]:
         counts = "; ".join(f"{k}: {v['text_tokens']} text + {v['kept_tokens']} visual tokens" for k, v in item["measured"].items())
         out.print(f"  item {item['task']} {item['n']}" + (f"  {counts}" if counts else ""))

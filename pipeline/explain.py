@@ -171,13 +171,15 @@ def _in_dataset(ledger: Ledger, recipe: Recipe, uid: str, connection: Any) -> di
     profiles = [f"{name(p)}: {name(p)}" for p in load_manifest(store).profiles]
     measured = f", {{{', '.join(profiles)}}} as measured" if profiles else ", null as measured"
     fixed = [f.name for f in ITEM_FIELDS if f.name in ("task", "n", "split", "offset", "bytes")]
-    query = f"select {', '.join(map(name, fixed))}{measured} from read_parquet({quote(str(index))}) where uid = {quote(uid)}"
+    query = f"select {', '.join(map(name, fixed))}{measured}, media from read_parquet({quote(str(index))}) where uid = {quote(uid)}"
     rows = connection.sql(query).to_arrow_table().to_pylist()
     if not rows:
         return {"placement": None, "items": []}
     items = [{"task": r["task"], "n": r["n"], "measured": _counts(r["measured"])} for r in rows if r["task"]]
+    placement = {"shard": shard.path, "split": rows[0]["split"], "offset": rows[0]["offset"], "bytes": rows[0]["bytes"]}
+    written = [{"name": m["name"], "transform": m["transform"]} for m in rows[0]["media"] or [] if m["transform"]]
     return {
-        "placement": {"shard": shard.path, "split": rows[0]["split"], "offset": rows[0]["offset"], "bytes": rows[0]["bytes"]},
+        "placement": {**placement, **({"transformed": written} if written else {})},
         "items": items,
     }
 

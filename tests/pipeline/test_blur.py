@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from pipeline.blur import CELLS, Blur, blurred, wiped
+from pipeline.cli import app
 from pipeline.recipe import load_recipe
 from shards.errors import RecipeError, ShardError, SourceError
 from shards.image import decode_image
@@ -151,6 +153,9 @@ def test_a_dataset_with_faces_wiped_out(tmp_path: Path) -> None:
         assert shown[22:38, 34:56].std() < 40
         assert record["scores"]["sha256"] == entry["original_sha256"]  # scores speak of what was read
         assert entry["member"].endswith(record["key"][-4:])
+    for uid, key in ask(folder, "select uid, key from samples"):
+        told = " ".join(CliRunner().invoke(app, ["explain", str(folder), uid], catch_exceptions=False).stdout.split())
+        assert ('is made of the original by {"operator":"blur"' in told) == key.startswith("wide"), told
     before = files_of(Path(made.path))
     again = run(tmp_path / "r.yaml", folder).dataset
     assert again is not None
