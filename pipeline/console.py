@@ -57,7 +57,7 @@ def table(*heads: str) -> Table:
     """A table whose cells are folded, never cut: a uid that is shown can be copied."""
     made = Table()
     for head in heads:
-        made.add_column(head, overflow="fold")
+        made.add_column(head, overflow="fold", min_width=32 if head == "uid" else None)
     return made
 
 

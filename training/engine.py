@@ -7,7 +7,6 @@ import io
 import logging
 import math
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,27 +62,26 @@ def rank_device() -> torch.device:
 
 
 def start_ranks() -> Ranks:
-    """Joins the process group. Under torchrun its variables are used; alone, a group of one is made on a free local port."""
+    """Joins the process group. Under torchrun its variables are used; alone, a group of one is made, which needs no port."""
     device = rank_device()
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.set_device(device)  # barriers before the engine is built would all run on the first
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
+    backend = "nccl" if gpu else "gloo"
     if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ.update(alone)
+        # a free port that is looked for may be taken by another before it is bound; the variables are for DeepSpeed, which asks for them
+        os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not gpu:
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no CUDA is no news
     with contextlib.redirect_stdout(io.StringIO()) as told:  # standard output is for what was asked for
         import deepspeed
 
-        if not torch.distributed.is_initialized():
-            deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", verbose=False)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
     log.debug("%s", told.getvalue())
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
 

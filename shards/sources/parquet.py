@@ -33,7 +33,7 @@ BINARY_NAMES = frozenset(
     "image images img jpg jpeg png webp picture photo image_bytes bytes content video videos mp4 webm video_bytes pdf pdf_bytes".split()
 )
 PATH_NAMES = frozenset("image images video videos file file_name filename image_path video_path path".split())
-DAMAGES = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError)
+DAMAGES = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, UnicodeDecodeError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,9 @@ def _content(path: str, fields: dict[str, Any], cells: list[_Cell]) -> str:
             continue
         try:
             media.append(hashlib.sha256(read_cell(path, cell.cell) or b"").hexdigest())
-        except (pa.ArrowInvalid, IndexError, KeyError, StopIteration) as error:
+        except (*DAMAGES, IndexError, KeyError, StopIteration) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise SourceError(f"{path} cell {cell.cell} cannot be read: {error}") from error
     return digest_of(clean(fields), media)
 

@@ -246,7 +246,7 @@ def test_a_value_the_expression_fails_on_is_missing_and_not_an_end_of_the_run():
 
 def test_a_part_passes_where_its_columns_do_not_apply():
     checked = rule("aesthetic > 5 and duration < 10 and caption_chars > 0")
-    assert [p.kinds for p in checked.parts] == [{"image"}, {"video"}, {"text", "image", "video"}]
+    assert [p.kinds for p in checked.parts] == [{"image"}, {"video"}, {"text", "image", "video", "pdf"}]
     assert outcome(checked, "text", caption_chars=1) == 0
     assert outcome(checked, "text", caption_chars=0) == 3
     assert outcome(checked, "image", caption_chars=1, aesthetic=4) == 1
