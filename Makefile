@@ -18,7 +18,7 @@ quickstart: $(VENV)/.made
 	$(BIN)/fovea quickstart
 
 test: $(VENV)/.made
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.made
 	$(BIN)/ruff check .

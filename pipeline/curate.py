@@ -195,7 +195,8 @@ def _annotate(judge: Judge, segment: Segment, outcome: Outcome, progress: Progre
             outcome.crashes += header["crashes"]
             done += header["rows"]
             for cost in header["costs"]:
-                outcome.calls[cost["name"]] = outcome.calls.get(cost["name"], 0) + cost["calls"]
+                if cost["calls"]:
+                    outcome.calls[cost["name"]] = outcome.calls.get(cost["name"], 0) + cost["calls"]
                 errors[cost["name"]] = errors.get(cost["name"], 0) + cost["errors"]
             committer.add(header, tables)
             progress(what, done, waiting)
