@@ -159,8 +159,11 @@ def find_step(op: str) -> Step:
         module: ModuleType = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise RecipeError(f"no step {op!r}: there is no module {name}") from error
-        raise
+            mend = "; put the folder it lies in into PYTHONPATH" if "." in op else ""
+            raise RecipeError(f"no step {op!r}: there is no module {name}{mend}") from error
+        raise RecipeError(f"step {op!r}: the module {name} cannot be imported: {error}; install what it needs") from error
+    except ImportError as error:
+        raise RecipeError(f"step {op!r}: the module {name} cannot be imported: {error}; mend or reinstall what it needs") from error
     step = getattr(module, "STEP", None)
     if not isinstance(step, Step):
         raise RecipeError(f"{name} is no step: it has no STEP")

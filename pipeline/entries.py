@@ -11,7 +11,8 @@ import curation
 from curation.models import Model
 from curation.step import ALL_KINDS, Column, Step, column_prefix, find_step
 from pipeline.fields import Problems, checked, did_you_mean, expanded, mapping, shown
-from pipeline.pins import Pins, pinned
+from pipeline.pins import pinned
+from pipeline.resolution import Resolution
 from pipeline.yamlpos import Place
 from shards.errors import FoveaError, RecipeError
 
@@ -51,7 +52,7 @@ class RuleEntry:
     line: int
 
 
-def read_entry(problems: Problems, place: Place, entry: Any, pins: Pins) -> StepEntry | RuleEntry | None:
+def read_entry(problems: Problems, place: Place, entry: Any, resolution: Resolution) -> StepEntry | RuleEntry | None:
     if isinstance(entry, str):
         entry = {entry: None}
     if not isinstance(entry, dict) or len(entry) != 1:
@@ -62,7 +63,7 @@ def read_entry(problems: Problems, place: Place, entry: Any, pins: Pins) -> Step
     ((op, params),) = entry.items()
     if op == "keep":
         return _keep(problems, (*place, op), params)
-    return _step(problems, place, (*place, op), op, {} if params is None else params, pins)
+    return _step(problems, place, (*place, op), op, {} if params is None else params, resolution)
 
 
 def _keep(problems: Problems, place: Place, params: Any) -> RuleEntry | None:
@@ -92,7 +93,7 @@ def _keep(problems: Problems, place: Place, params: Any) -> RuleEntry | None:
     return RuleEntry(name, expression, kinds, "any" if conditions[0] == "any" else "all", (*place, conditions[0]), line)
 
 
-def _step(problems: Problems, place: Place, inside: Place, op: str, params: Any, pins: Pins) -> StepEntry | None:
+def _step(problems: Problems, place: Place, inside: Place, op: str, params: Any, resolution: Resolution) -> StepEntry | None:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", op):
         problems.add(place, f"{op!r} is no name of a step")
         return None
@@ -114,17 +115,19 @@ def _step(problems: Problems, place: Place, inside: Place, op: str, params: Any,
         problems.add((*inside, "as"), f"'as' of {op} is made of a-z, 0-9 and '_', begins with a letter, at most 63")
     rule = checked(problems, (*inside, "rule"), given.get("rule", True), bool, f"'rule' of {op}")
     max_errors = _max_errors(problems, (*inside, "max_errors"), given.get("max_errors"), op)
-    own = expanded(problems, inside, {k: v for k, v in given.items() if k not in common})
+    own = expanded(problems, inside, {k: v for k, v in given.items() if k not in common}, resolution.variable)
     what = checked(problems, inside, {k: v for k, v in own.items() if k in what_fields}, step.what, f"step {op!r}")
     how = checked(problems, inside, {k: v for k, v in own.items() if k in how_fields and k not in what_fields}, step.how, f"step {op!r}")
     _check_how(problems, inside, how, op)
     if len(problems.found) > before:
         return None
     try:
-        if step.check is not None:
-            step.check(what)
-        what = pinned(step, what, how, pins)
-        models = tuple(step.models(what)) if step.models is not None else ()
+        models: tuple[Model, ...] = ()
+        if resolution.digests is None:
+            if step.check is not None:
+                step.check(what)
+            what = pinned(step, what, how, resolution.pins)
+            models = tuple(step.models(what)) if step.models is not None else ()
         columns = tuple(step.columns(what))
     except (ValueError, FoveaError) as error:
         problems.add(_named(inside, str(error), what_fields), f"step {op!r}: {error}")

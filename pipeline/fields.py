@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
@@ -141,20 +140,27 @@ def _scalars(place: Place, value: Any) -> Iterator[tuple[Place, Any]]:
         yield place, value
 
 
-def expanded(problems: Problems, place: Place, value: Any, environment: Mapping[str, str] | None = None) -> Any:
-    """`value` with ${NAME} and ${NAME:-default} in its strings replaced; a variable that is not set is a problem."""
-    variables = os.environ if environment is None else environment
+def expanded(problems: Problems, place: Place, value: Any, variable: Callable[[str], str | None]) -> Any:
+    """`value` with ${NAME} and ${NAME:-default} in its strings replaced; a variable that is not set is a problem, as is one with a secret.
+
+    variable: the value of the variable of a name, None or "" if it is not set. It is not asked for what a secret would be called.
+    """
     if isinstance(value, dict):
-        return {key: expanded(problems, (*place, key), inner, variables) for key, inner in value.items()}
+        return {key: expanded(problems, (*place, key), inner, variable) for key, inner in value.items()}
     if isinstance(value, list):
-        return [expanded(problems, (*place, index), inner, variables) for index, inner in enumerate(value)]
+        return [expanded(problems, (*place, index), inner, variable) for index, inner in enumerate(value)]
     if not isinstance(value, str):
         return value
 
     def replaced(match: re.Match[str]) -> str:
         name, default = match[1], match[2]
-        if variables.get(name):
-            return variables[name]
+        if _SECRET_NAME.search(name.lower()):
+            problems.add(
+                place, f"the environment variable {name} is called like a secret; secrets go by name only, in a field that ends in _env"
+            )
+            return ""
+        if found := variable(name):
+            return found
         if default is None:
             problems.add(place, f"the environment variable {name} is not set; set it, or write ${{{name}:-default}}")
         return default or ""
@@ -162,4 +168,6 @@ def expanded(problems: Problems, place: Place, value: Any, environment: Mapping[
     result = _VARIABLE.sub(replaced, value)
     if result != value and has_credentials(result):
         problems.add(place, "an environment variable puts credentials into a URL here; take them from the file system's client instead")
+    elif result != value and _SECRET_VALUE.search(result):
+        problems.add(place, "an environment variable puts a secret here; secrets go by name only, in a field that ends in _env")
     return result

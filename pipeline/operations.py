@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from curation.rules import BASE_COLUMNS, FLAT_KEYS, Rule, RuleColumn, RuleError,
 from curation.step import Column, Step, step_digest
 from pipeline.entries import RuleEntry, StepEntry, read_entry
 from pipeline.fields import Problems, did_you_mean
-from pipeline.pins import Pins
+from pipeline.resolution import FILE, Resolution
 from pipeline.yamlpos import Place
 from shards.errors import FoveaError
 from shards.index import ITEM_FIELDS
@@ -32,7 +32,7 @@ class StepOp:
     name     alias or operator.
     columns  with final names, `kinds` narrowed to what the step applies to. stored: their names without the prefix.
     digest   identity of its results. roots: of "media" and "texts" what it reads, transitively. reads: final names of columns it reads.
-    models   that it loads; `served`: by a server, not here.
+    models   that it loads, and `what` with their commits: not where the digest is the one its run keeps. `served`: by a server, not here.
     """
 
     name: str
@@ -63,16 +63,19 @@ class RuleOp:
     line: int
 
 
-def operations(problems: Problems, value: Any, pins: Pins) -> tuple[StepOp | RuleOp, ...]:
-    """The `steps` of a recipe. Problems are reported; what is returned is whole only if there are none. `pins` take what is pinned here."""
+def operations(problems: Problems, value: Any, resolution: Resolution) -> tuple[StepOp | RuleOp, ...]:
+    """The `steps` of a recipe. Problems are reported; what is returned is whole only if there are none.
+
+    resolution: takes what is pinned and which variables are found here; with digests in it no step is checked and no file is opened.
+    """
     if not isinstance(value, list) or not value:
         problems.add(("steps",), "`steps` must be a list with at least one step: - probe")
         return ()
     before = len(problems.found)
-    entries = [e for index, entry in enumerate(value) if (e := read_entry(problems, ("steps", index), entry, pins)) is not None]
+    entries = [e for index, entry in enumerate(value) if (e := read_entry(problems, ("steps", index), entry, resolution)) is not None]
     steps = [e for e in entries if isinstance(e, StepEntry)]
     _check_names(problems, steps, [e for e in entries if isinstance(e, RuleEntry)])
-    return tuple(_Compiler(problems, steps, partial=len(problems.found) > before).run(entries))
+    return tuple(_Compiler(problems, steps, resolution.digests, partial=len(problems.found) > before).run(entries))
 
 
 def _check_names(problems: Problems, steps: Sequence[StepEntry], keeps: Sequence[RuleEntry]) -> None:
@@ -114,8 +117,9 @@ def _check_names(problems: Problems, steps: Sequence[StepEntry], keeps: Sequence
 class _Compiler:
     """Walks the steps in order; knows what has been written so far, and what will be."""
 
-    def __init__(self, problems: Problems, steps: Sequence[StepEntry], partial: bool):
+    def __init__(self, problems: Problems, steps: Sequence[StepEntry], digests: Mapping[str, str] | None, partial: bool):
         self.problems = problems
+        self.digests = digests  # that the run keeps; None: they are computed
         self.partial = partial  # some entry could not be read, so what it would write is unknown
         self.written: dict[str, tuple[StepOp, str]] = {}  # final name -> step, stored name
         self.known: dict[str, RuleColumn] = dict(BASE_COLUMNS)
@@ -193,12 +197,10 @@ class _Compiler:
         roots = {name for name in read if name in ROOTS}
         for name in columns:
             roots |= set(self.written[name][0].roots if name in self.written else _BASE_ROOTS.get(name, ("texts",)))
-        try:
-            digest = step_digest(entry.op, entry.step, entry.what, self.read_digests(columns))
-        except (ValueError, OSError, FoveaError) as error:
-            self.problems.add(entry.place, f"step {entry.name!r}: {error}")
+        digest = self.digest(entry, columns)
+        if digest is None:
             return None
-        if entry.op == "measure":
+        if entry.op == "measure" and self.digests is None:
             self.profile(entry)
         op = StepOp(
             name=entry.name,
@@ -236,6 +238,17 @@ class _Compiler:
         elif name in self.known or name in ITEM_COLUMNS:
             told = f"step {entry.name!r}: the profile is named {name!r}, which is another column of the index; give it another `name`"
             self.problems.add(entry.place, told)
+
+    def digest(self, entry: StepEntry, columns: Sequence[str]) -> str | None:
+        if self.digests is not None:
+            if entry.name not in self.digests:
+                self.problems.add(entry.place, f"step {entry.name!r}: {FILE} beside this recipe lacks its digest; delete that file")
+            return self.digests.get(entry.name)
+        try:
+            return step_digest(entry.op, entry.step, entry.what, self.read_digests(columns))
+        except (ValueError, OSError, FoveaError) as error:
+            self.problems.add(entry.place, f"step {entry.name!r}: {error}")
+            return None
 
     def read_digests(self, columns: Sequence[str]) -> list[str]:
         """Digests of what is read, each with the name it is read by: two steps that change places are not the same input."""

@@ -15,6 +15,7 @@ from pipeline.fields import Problems, check_secrets, checked, did_you_mean, mapp
 from pipeline.operations import RuleOp, StepOp, operations
 from pipeline.overrides import merged, to_text
 from pipeline.pins import Pins, read_pins, write_pins
+from pipeline.resolution import Resolution, read_resolution, write_resolution
 from pipeline.sections import WriteSpec
 from pipeline.yamlpos import Document, parse_yaml, read_bytes
 from shards.errors import RecipeError
@@ -35,7 +36,7 @@ class Recipe:
     path   the file it was read from; overrides: those laid over it.
     text   its YAML as it was read, or as the overrides made it.
     until  the last operator, where it was cut.
-    pins   the commits of its hub models (pipeline/pins.py).
+    pins   the commits of its hub models (pipeline/pins.py); variables: the environment variables that it names and that were set.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Recipe:
     until: str | None = None
     overrides: tuple[str, ...] = ()
     pins: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -90,27 +92,34 @@ def load_recipe(
         document = merged(document, [parse_yaml(read_bytes(p), p) for p in texts])
         data = to_text(document.value, [file, *texts])
     pins = Pins(read_pins(open_store(str(run))), look=True) if run is not None else Pins()
-    return _recipe(document, file, look=True, text=data, until=until, pins=pins, overrides=tuple(texts))
+    return _recipe(document, file, look=True, text=data, until=until, resolution=Resolution(pins), overrides=tuple(texts))
 
 
 def load_run_recipe(store: Store) -> Recipe:
-    """The recipe that a run was last curated with, as its run directory keeps it. The sources are not looked at."""
+    """The recipe that a run was last curated with, as its run directory keeps it. Nothing that it names is looked at: sources, models,
+    environment variables. Only a run that does not keep what they stood for (pipeline/resolution.py) has all but its sources looked at.
+
+    Raises RecipeError, LedgerError.
+    """
     if not store.exists("recipe.yaml"):
         raise RecipeError(f"{store.url()}: there is no recipe.yaml; no run was started here")
     path = store.url("recipe.yaml")
     data = store.read("recipe.yaml")
     until = store.read("until").decode() if store.exists("until") else None
-    return _recipe(parse_yaml(data, path), path, look=False, text=data, until=until, pins=Pins(read_pins(store)))
+    resolution = read_resolution(store, data, until)
+    return _recipe(parse_yaml(data, path), path, look=False, text=data, until=until, resolution=resolution)
 
 
 def keep_in_run(store: Store, recipe: Recipe) -> None:
-    """Put the recipe and its pins into its run directory, for `load_run_recipe`."""
+    """Put the recipe, its pins and what else it was resolved to into its run directory, for `load_run_recipe`."""
     write_pins(store, recipe.pins)
     store.put_replace("recipe.yaml", recipe.text)
     if recipe.until is not None:
         store.put_replace("until", recipe.until.encode())
     else:
         store.delete("until")
+    steps = {op.name: (op.op, op.step, op.digest) for op in recipe.ops if isinstance(op, StepOp)}
+    write_resolution(store, recipe.text, recipe.until, recipe.variables, steps)
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -157,7 +166,7 @@ def recipe_summary(recipe: Recipe) -> list[str]:
 
 
 def _recipe(
-    document: Document, path: str, look: bool, text: bytes, until: str | None, pins: Pins, overrides: tuple[str, ...] = ()
+    document: Document, path: str, look: bool, text: bytes, until: str | None, resolution: Resolution, overrides: tuple[str, ...] = ()
 ) -> Recipe:
     problems = Problems(document)
     if not isinstance(document.value, dict):
@@ -176,15 +185,16 @@ def _recipe(
     recipe = Recipe(
         name=name or "",
         path=path,
-        sources=sections.sources(problems, given["sources"], look) if "sources" in given else (),
+        sources=sections.sources(problems, given["sources"], look, resolution.variable) if "sources" in given else (),
         limits=sections.limits(problems, given.get("limits")),
-        ops=operations(problems, given["steps"], pins) if "steps" in given else (),
-        write=sections.write(problems, given.get("write")),
+        ops=operations(problems, given["steps"], resolution) if "steps" in given else (),
+        write=sections.write(problems, given.get("write"), resolution.variable),
         split=sections.split(problems, given.get("split")),
         text=text,
         until=until,
         overrides=overrides,
-        pins=pins.known,
+        pins=resolution.pins.known,
+        variables=resolution.variables,
     )
     if recipe.write.blur and recipe.blur is None and until is None and not problems.found:  # a run that is cut writes nothing
         problems.add(("write", "blur"), f"'blur' of write: {recipe.write.blur!r} is no step that finds boxes; name a faces step")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,11 @@ class WriteSpec:
     blur: str = ""
 
 
-def sources(problems: Problems, value: Any, look: bool) -> tuple[SourceSpec, ...]:
-    """The recipe's sources; paths absolute (relative ones start at the current directory). `look`: check them where they lie, too."""
+def sources(problems: Problems, value: Any, look: bool, variable: Callable[[str], str | None]) -> tuple[SourceSpec, ...]:
+    """The recipe's sources; paths absolute (relative ones start at the current directory). `look`: check them where they lie, too.
+
+    variable: values of environment variables (`pipeline.fields.expanded`).
+    """
     if not isinstance(value, list) or not value:
         problems.add(("sources",), "`sources` must be a list with at least one source: - {name: …, format: …, path: …}")
         return ()
@@ -56,7 +59,7 @@ def sources(problems: Problems, value: Any, look: bool) -> tuple[SourceSpec, ...
             if wanted not in given:
                 problems.add(place, f"{what} lacks {wanted!r}")
         if "path" in given:
-            given["path"] = expanded(problems, (*place, "path"), given["path"])
+            given["path"] = expanded(problems, (*place, "path"), given["path"], variable)
         if len(problems.found) > before:
             continue
         spec: SourceSpec | None = checked(problems, place, {k: v for k, v in given.items() if v is not None}, SourceSpec, what)
@@ -94,13 +97,13 @@ def limits(problems: Problems, value: Any) -> Limits:
     return Limits(**given)
 
 
-def write(problems: Problems, value: Any) -> WriteSpec:
+def write(problems: Problems, value: Any, variable: Callable[[str], str | None]) -> WriteSpec:
     if value is None:
         return WriteSpec()
     given = mapping(problems, ("write",), value, [f.name for f in fields(WriteSpec)], "write")
     if given is None:
         return WriteSpec()
-    spec: WriteSpec | None = checked(problems, ("write",), expanded(problems, ("write",), given), WriteSpec, "write")
+    spec: WriteSpec | None = checked(problems, ("write",), expanded(problems, ("write",), given, variable), WriteSpec, "write")
     if spec is None:
         return WriteSpec()
     for name in ("max_bytes", "max_samples"):
