@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,10 @@ from curation.models import Model
 from shards.errors import RecipeError, SampleError
 from shards.media import Limits
 from shards.sample import MediaKind, MediaRef, Sample, Texts, digest_of
+
+if TYPE_CHECKING:
+    from curation.population import Population
+    from curation.reference import Reference
 
 Row = Mapping[str, Any]
 Result = Row | SampleError  # a step answers each of its inputs with a row, or with the error that belongs to that sample
@@ -123,7 +127,9 @@ class Step:
                splitters: the function takes SampleViews (level is "sample") and answers {"children": children}, an iterable of Child. It is
                walked once, in order, before the next sample's, and only one child is held at a time: yield them as they are made. It may
                raise a SampleError, which makes the whole sample errored; no child at all does so too. A splitter has no columns.
-    reduce     globals: (What, population table with uid and the read columns) -> table keyed by uid. Pure; no order of rows matters.
+    reduce     globals: (What, Population) -> table keyed by uid, a row for each sample. A pure function of the samples and of what `references`
+               name: neither the order of rows nor the number of workers matters.
+    references globals: What -> what the population is held against: its rows come behind those of the samples (`Population.samples`).
     implied    globals: What -> rule that rejects (shown by `plan`; `rule: false` drops it), or None.
                Written over final names with `{prefix}` where the step's own begin: "{prefix}of is null"; the recipe fills it in.
     identity   What -> JSON value that stands for it in the step digest, where fields are paths: the digest of what lies there.
@@ -144,7 +150,8 @@ class Step:
     what: type = NoParameters
     how: type = How
     open: Callable[[Any, Any], Callable[[Sequence[Any]], Sequence[Result]]] | None = None
-    reduce: Callable[[Any, pa.Table], pa.Table] | None = None
+    reduce: Callable[[Any, Population], pa.Table] | None = None
+    references: Callable[[Any], Sequence[Reference]] | None = None
     implied: Callable[[Any], str | None] | None = None
     identity: Callable[[Any], Any] | None = None
     check: Callable[[Any], None] | None = None
