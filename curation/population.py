@@ -104,7 +104,7 @@ def population_of(
     dataset: str = "",
     references: int = 0,
 ) -> Population:
-    """A population in this process alone: for small ones, and to try steps. Samples are put in order of uid; vectors must be in it already."""
+    """A population in this process alone: for small ones, and to try steps. Samples are put in order of uid; vectors must be so already."""
     samples = table.num_rows - references
     order = np.argsort(np.array(table["uid"].to_pylist()[:samples], dtype=object)) if samples else np.zeros(0, np.int64)
     order = np.concatenate([order, np.arange(samples, table.num_rows)])

@@ -127,8 +127,8 @@ class Step:
                splitters: the function takes SampleViews (level is "sample") and answers {"children": children}, an iterable of Child. It is
                walked once, in order, before the next sample's, and only one child is held at a time: yield them as they are made. It may
                raise a SampleError, which makes the whole sample errored; no child at all does so too. A splitter has no columns.
-    reduce     globals: (What, Population) -> table keyed by uid, a row for each sample. A pure function of the samples and of what `references`
-               name: neither the order of rows nor the number of workers matters.
+    reduce     globals: (What, Population) -> table keyed by uid, a row for each sample. A pure function of the samples and of
+               what `references` name: neither the order of rows nor the number of workers matters.
     references globals: What -> what the population is held against: its rows come behind those of the samples (`Population.samples`).
     implied    globals: What -> rule that rejects (shown by `plan`; `rule: false` drops it), or None.
                Written over final names with `{prefix}` where the step's own begin: "{prefix}of is null"; the recipe fills it in.
