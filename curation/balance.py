@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.ordering import order_columns, ordered
+from curation.population import Population
 from curation.step import Column, How, Step
 from shards.errors import InfrastructureError
 
@@ -92,6 +93,13 @@ def _vectors(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return (vectors[good] / norms[good, None]).astype(np.float32), rows[good].astype(np.int64)
 
 
+def _with_vectors(what: What, population: Population) -> pa.Table:
+    held = population.vectors[what.embedding]
+    ids = np.arange(population.table.num_rows)
+    lists = [v.tolist() if held.count and held.valid[i] else None for i, v in zip(ids, held.take(ids) if held.count else ids, strict=True)]
+    return population.table.append_column(what.embedding, pa.array(lists, pa.list_(pa.float32())))
+
+
 def _assign(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
     """int32 (n,): the nearest of k centroids. One thread, because the order of a sum shows in its last digit."""
     threads = faiss.omp_get_max_threads()
@@ -163,7 +171,7 @@ STEP = Step(
     how=How,
     columns=_columns,
     reads=lambda what: [c for c in dict.fromkeys([what.embedding, *order_columns(what.keep_best)]) if c not in ("uid", "kind")],
-    reduce=reduce,
+    reduce=lambda what, population: reduce(what, _with_vectors(what, population)),
     implied=lambda what: "{prefix}rank is null or {prefix}rank < {prefix}cap",
     check=_check,
 )

@@ -158,7 +158,7 @@ STEP = Step(
     how=How,
     columns=_columns,
     reads=_reads,
-    reduce=reduce,
+    reduce=lambda what, population: reduce(what, population.table),
     implied=_implied,
     check=_check,
 )

@@ -17,9 +17,11 @@ T = TypeVar("T")
 
 
 class Workers(Protocol):
-    """Runs pure functions beside each other. `cpus`: how many at once."""
+    """Runs pure functions beside each other."""
 
-    cpus: int
+    @property
+    def cpus(self) -> int:
+        """How many at once."""
 
     def map(self, function: Callable[..., T], tasks: Iterable[Sequence[Any]], *, gpus: float = 0.0) -> Iterator[T]:
         """`function(*task)` of each task, answers in the order of the tasks, few of them waiting at a time.

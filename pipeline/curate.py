@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import duckdb
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.splitting import DERIVED
@@ -16,13 +15,13 @@ from pipeline import cluster, llm_pool
 from pipeline.children import known_contents, without
 from pipeline.committer import Committer
 from pipeline.dataset import Published, publish
+from pipeline.globals import run_global
 from pipeline.ledger import VERDICTS, Ledger, first, name, open_ledger
-from pipeline.log import Cost
 from pipeline.pools import stream
 from pipeline.provision import ModelState, model_states, provide
 from pipeline.recipe import Recipe, StepOp, keep_in_run
 from pipeline.scan import Changes, update_listing
-from pipeline.segments import Segment, global_schema, global_table, step_table
+from pipeline.segments import Segment, step_table
 from pipeline.verdicts import Judge
 from pipeline.work import pools_of, work_fields_of, write_work
 from shards.errors import InfrastructureError
@@ -152,28 +151,6 @@ def _run_segment(judge: Judge, segment: Segment, outcome: Outcome, progress: Pro
 def _pending(judge: Judge, segment: Segment) -> int:
     query = f"select count(*) from state{segment.number} where status = 'pending'"
     return int(first(judge.connection, query)[0])
-
-
-def run_global(judge: Judge, segment: Segment, op: StepOp) -> None:
-    """Compute a global step over its population and commit the result under (step, population)."""
-    at = time.monotonic()
-    rows = global_rows(judge, segment, op)
-    cost = Cost(op.digest, op.name, calls=1, rows=rows.num_rows, seconds=time.monotonic() - at)
-    table = global_table(op, judge.populations[op.digest])
-    judge.ledger.commit("global", {table: rows}, costs=[cost], note={"population": judge.populations[op.digest]})
-
-
-def global_rows(judge: Judge, segment: Segment, op: StepOp) -> pa.Table:
-    """The result of a global step for the population of a judged segment: a pure function of both."""
-    assert op.step.reduce is not None
-    population = judge.connection.sql(judge.population_columns_sql(segment, op)).to_arrow_table()
-    result = op.step.reduce(op.what, population)
-    schema = global_schema(op)
-    if result.num_rows != population.num_rows:
-        raise InfrastructureError(
-            f"step {op.name} answered {result.num_rows} rows for a population of {population.num_rows}: a bug of the step"
-        )
-    return result.select(schema.names).cast(schema)
 
 
 def _annotate(judge: Judge, segment: Segment, outcome: Outcome, progress: Progress, waiting: int) -> None:

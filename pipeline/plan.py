@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from curation.rows import row_schema
-from pipeline.curate import counts, global_rows
+from pipeline.curate import counts
+from pipeline.globals import plan_global
 from pipeline.ledger import Ledger, first, open_ledger, quote
 from pipeline.log import CommitLog
 from pipeline.recipe import Recipe, RuleOp, StepOp
@@ -14,6 +15,8 @@ from pipeline.scan import Changes, overlay
 from pipeline.segments import Segment, applies_sql, fingerprint_sql, global_table, splitters, step_table
 from pipeline.verdicts import Judge
 from shards.store import open_store
+
+PLANNED_ROWS = 50_000  # of a global step that is computed while planning; for more it must have found its pairs before
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +97,10 @@ def _plan_segment(judge: Judge, segment: Segment, plan: RunPlan, upstream: Seque
         waiting = _count(judge, f"select count(*) from state{segment.number} where op = {index}")
         if waiting or upstream:
             plan.steps.append(StepPlan(op.name, op.digest, 1, not upstream, 0, _seconds(judge.ledger, op, 1)))
-            if not upstream:
-                # Nothing it reads is missing, so its result can be had now: it is a pure function and costs no model.
-                judge.connection.register(f"planned{segment.number}", global_rows(judge, segment, op))
+            # Where nothing it reads is missing its result can be had now: it is a pure function and costs no model.
+            planned = plan_global(judge, segment, op, PLANNED_ROWS) if not upstream else None
+            if planned is not None:
+                judge.connection.register(f"planned{segment.number}", planned)
                 table = global_table(op, judge.populations[op.digest])
                 judge.ledger.overlays[table] = f"(select * from planned{segment.number})"
                 judge.judge(segment)

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pytest
 
 from curation.deduplicate import STEP as DEDUPLICATE
+from curation.population import OneByOne, population_of
 from curation.rows import fingerprint, flat_table, row_schema, work_field
 from curation.rules import BASE_COLUMNS, judge, reason
-from pipeline.curate import counts, run_global
+from pipeline.curate import counts
+from pipeline.globals import run_global
 from pipeline.ledger import CONTENTS, LISTING, RECORDS, Ledger, open_ledger
 from pipeline.recipe import Recipe, RuleOp, StepOp, load_recipe
 from pipeline.segments import step_table
@@ -241,7 +243,7 @@ def duplicates(op: StepOp, population: list[Made]) -> dict[str, str | None]:
                    ("sha256", pa.list_(pa.string())), ("phash", pa.list_(pa.uint64()))]),
     )  # fmt: skip
     assert DEDUPLICATE.reduce is not None
-    result = DEDUPLICATE.reduce(op.what, table)
+    result = DEDUPLICATE.reduce(op.what, population_of(table, Path("unused")))
     return dict(zip(result["uid"].to_pylist(), result["of"].to_pylist(), strict=True))
 
 
@@ -249,7 +251,7 @@ def by_sql(judged: Judge, compute: bool) -> dict[str, tuple[str, str | None, str
     for segment in judged.segments:
         judged.judge(segment)
         if compute and segment.global_step is not None:
-            run_global(judged, segment, segment.global_step[1])
+            run_global(judged, segment, segment.global_step[1], OneByOne())
             judged.judge(segment)
     rows = judged.connection.execute(f"select uid, verdict, step, reason from {judged.verdict_sql()}").fetchall()
     assert len(rows) == len({uid for uid, *_ in rows})

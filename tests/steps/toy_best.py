@@ -21,7 +21,7 @@ STEP = Step(
     prefix="best_",
     columns=lambda what: (Column("of", pa.string()),),
     reads=lambda what: (what.by,),
-    reduce=lambda what, table: table.select(["uid"]).append_column("of", pa.nulls(table.num_rows, pa.string())),
+    reduce=lambda what, population: population.table.select(["uid"]).append_column("of", pa.nulls(population.samples, pa.string())),
     implied=lambda what: "{prefix}of is null or turns > 0",
     what=What,
 )
