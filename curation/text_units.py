@@ -16,7 +16,8 @@ Ints = npt.NDArray[np.int64]
 SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 # Elsewhere a run of letters, marks, digits and underscores; single apostrophes, hyphens, points and colons inside it belong to it.
 _RUN = rf"[[\p{{L}}\p{{N}}_]--[{SPACELESS}]][[\p{{L}}\p{{M}}\p{{N}}_]--[{SPACELESS}]]*+"
-_WORD = regex.compile(rf"[{SPACELESS}]\p{{M}}*+|{_RUN}(?:['’.:\-]{_RUN})*+", regex.V1)
+WORD = rf"[{SPACELESS}]\p{{M}}*+|{_RUN}(?:['’.:\-]{_RUN})*+"
+_WORD = regex.compile(WORD, regex.V1)
 _KINDS = {"L": 1, "M": 1, "N": 2, "P": 3, "S": 3, "Z": 4, "C": 4}  # letters and marks, digits, symbols, white space and control
 
 
