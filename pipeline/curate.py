@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow.compute as pc
 
-from curation.splitting import DERIVED
 from pipeline import cluster, llm_pool
-from pipeline.children import known_contents, without
-from pipeline.committer import Committer
+from pipeline.annotate import Progress, annotate
 from pipeline.dataset import Published, publish
 from pipeline.globals import run_global
 from pipeline.ledger import VERDICTS, Ledger, first, name, open_ledger
-from pipeline.pools import stream
 from pipeline.provision import ModelState, model_states, provide
 from pipeline.recipe import Recipe, StepOp, keep_in_run
 from pipeline.scan import Changes, update_listing
 from pipeline.segments import Segment, step_table
 from pipeline.verdicts import Judge
-from pipeline.work import pools_of, work_fields_of, write_work
-from shards.errors import InfrastructureError
-
-log = logging.getLogger("fovea")
-
-Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 
 @dataclass(slots=True)
@@ -138,68 +128,7 @@ def _run_segment(judge: Judge, segment: Segment, outcome: Outcome, progress: Pro
             outcome.calls[op.name] = outcome.calls.get(op.name, 0) + 1
             judge.judge(segment)
             progress(op.name, 1, 1)
-    waiting = _pending(judge, segment)
-    while waiting:
-        _annotate(judge, segment, outcome, progress, waiting)
-        judge.judge(segment)
-        left = _pending(judge, segment)
-        if left >= waiting:
-            raise InfrastructureError(f"{left} samples of segment {segment.number} stay pending though their steps have run; this is a bug")
-        waiting = left
-
-
-def _pending(judge: Judge, segment: Segment) -> int:
-    query = f"select count(*) from state{segment.number} where status = 'pending'"
-    return int(first(judge.connection, query)[0])
-
-
-def _annotate(judge: Judge, segment: Segment, outcome: Outcome, progress: Progress, waiting: int) -> None:
-    work = judge.ledger.scratch() / f"segment-{segment.number}.parquet"
-    tasks = write_work(judge, segment, work, work_fields_of(judge, segment))
-    known = known_contents(judge, segment)
-    committer = Committer(judge.ledger)
-    limits = {op.name: op.max_errors for _, op in segment.ops if isinstance(op, StepOp) and op.max_errors is not None}
-    errors: dict[str, int] = {}
-    done = 0
-    what = " + ".join(op.name for _, op in segment.ops if isinstance(op, StepOp) and op.step.shape != "global")
-    progress(what, 0, waiting)
-    try:
-        for header, tables in stream(tasks, pools_of(segment), judge.recipe.limits, judge.ledger.store.url(DERIVED)):
-            tables.pop("onward", None)
-            if "contents" in tables:
-                tables["contents"] = without(tables["contents"], known)
-            outcome.media_opened += header["media_opened"]
-            outcome.crashes += header["crashes"]
-            done += header["rows"]
-            for cost in header["costs"]:
-                if cost["calls"]:
-                    outcome.calls[cost["name"]] = outcome.calls.get(cost["name"], 0) + cost["calls"]
-                errors[cost["name"]] = errors.get(cost["name"], 0) + cost["errors"]
-            committer.add(header, tables)
-            progress(what, done, waiting)
-            _check_errors(limits, errors, done)
-    except InfrastructureError as error:
-        committer.flush()
-        judge.judge(segment)
-        left = _pending(judge, segment)
-        raise InfrastructureError(
-            f"{error}\n{waiting - left:,} of the {waiting:,} samples that waited for {what} are done and kept, {left:,} are pending; "
-            "what their earlier steps said is kept too. The same command goes on from there once the cause is mended"
-        ) from error
-    finally:
-        committer.flush()
-    work.unlink(missing_ok=True)
-
-
-def _check_errors(limits: dict[str, float], errors: dict[str, int], done: int) -> None:
-    """`max_errors` of a step: a number of samples, or below 1 a share of those done (looked at from 1,000 on)."""
-    for step, limit in limits.items():
-        count = errors.get(step, 0)
-        if (limit >= 1 and count > limit) or (limit < 1 and done >= 1000 and count > limit * done):
-            raise InfrastructureError(
-                f"step {step}: {count} of {done} samples errored, max_errors is {limit:g}; what is done is kept. "
-                "Look at `fovea query RUN \"select reason, count(*) from samples where verdict = 'errored' group by 1\"`"
-            )
+    annotate(judge, segment, outcome, progress)
 
 
 def counts(connection: duckdb.DuckDBPyConnection, judge: Judge) -> dict[str, int]:

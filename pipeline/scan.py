@@ -67,7 +67,7 @@ def compare(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequ
     connection.register("seen_rows", pa.Table.from_pylist(unchanged, CONTAINERS))
     schema = ", ".join(f'"{f.name}" {t}' for f, t in _duckdb_types(connection))
     connection.execute(f"create temp table scanned ({schema})")
-    for table in _scan_all(changed):
+    for table in scan_all(changed):
         connection.register("part", table)
         connection.execute("insert into scanned select * from part")
     return _compare(connection, ledger), seen
@@ -157,7 +157,7 @@ def _update(connection: duckdb.DuckDBPyConnection, ledger: Ledger, sources: Sequ
     return changes
 
 
-def _scan_all(changed: list[tuple[SourceSpec, Container]]) -> Iterator[pa.Table]:
+def scan_all(changed: list[tuple[SourceSpec, Container]]) -> Iterator[pa.Table]:
     """Tables of SCANNED: on Ray where there are several containers, bounded in flight; here where there is one."""
     if len(changed) <= 2 or not ray.is_initialized():
         for spec, container in changed:
