@@ -67,7 +67,7 @@ def plan_search(
 
     members, queries  int64 (k,): columns and rows of each pool. width: numbers of a vector.
     memory_bytes      of a task, whatever the largest pool is: it sets the rows of a tile (LEAST_ROWS at least).
-    triangle          row i is compared with columns 0 … i only (members and queries are the same, in the same order).
+    triangle          a pool's rows are the last of its columns, and each is compared with the columns up to itself only.
     work              multiply-adds of a task; more where there would be over MOST_TASKS tasks.
 
     One pass over arrays of the number of tiles: a billion vectors in 32 k lists take well under a second.
@@ -77,7 +77,7 @@ def plan_search(
     rows = int(np.clip((memory_bytes - fixed) // (4 * width), LEAST_ROWS, ROWS))
     busy = np.flatnonzero((members > 0) & (queries > 0))
     pool, row_first, row_last = _cut(busy, queries[busy], rows)
-    columns = np.minimum(members[pool], row_last) if triangle else members[pool]
+    columns = members[pool] - queries[pool] + row_last if triangle else members[pool]
     tile, column_first, column_last = _cut(np.arange(len(pool)), columns, COLUMNS)
     pool, row_first, row_last = pool[tile], row_first[tile], row_last[tile]
     cells = (row_last - row_first).astype(np.float64) * (column_last - column_first) * width
