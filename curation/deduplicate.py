@@ -1,164 +1,301 @@
-"""Which samples are copies of which: by the sha256 of their bytes, and pictures by perceptual hash within a Hamming radius."""
+"""Which samples are copies of which: a ladder of equal bytes, perceptual hashes within a radius, embeddings above a cosine, and texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from curation.hamming import near_pairs
+from curation.ladder import EMBEDDING, NAMES, PHASH, SHA256, TEXT, Content, Thresholds, read_content
+from curation.ladder_floors import LARGEST_RADIUS, radius_floor, similarity_floor
+from curation.ladder_held import Held, check_version, no_keepers, read_keepers, version_of
+from curation.ladder_pairs import Kept, found_or_kept, load, what_decides
+from curation.ladder_search import Ladder
+from curation.ladder_units import NO_SOURCE, Taken, content_codes, domains, take
+from curation.near_vectors import Search
 from curation.ordering import order_columns, ordered
-from curation.step import MEDIA_KINDS, Column, How, Step
+from curation.population import Population
+from curation.reference import PREFIX, Reference, check_references, parse_references, reference_identity
+from curation.stars import Classes, Stars, settle
+from curation.step import ALL_KINDS, MEDIA_KINDS, Column, How, Step
+from shards.errors import InfrastructureError
 
-FEWEST_BITS = 8  # a phash with fewer bits set, or fewer clear, is that of a flat picture and says nothing
+_WORDS = {"on": ("media", "texts", "both"), "across": ("all", "source", "sources"), "action": ("auto", "reject", "mark")}
+SMALLEST = {"cosine": 0.5, "jaccard": 0.3}  # below that nearly everything is near something, and nothing bounds a search
 
 
 @dataclass(frozen=True, slots=True)
 class What:
-    """on            "media": the bytes and pictures of a sample, not its texts.
+    """on            what is compared: "media" = bytes and pictures; "texts"; "both" = a copy is near in its media and in its texts.
+    across        "all" = copies count wherever they are; "source" = only within one source; "sources" = only between two.
+    action        "auto" = copies are rejected, samples with conversations only marked (copies of a reference are always rejected);
+                  "reject" = all copies are rejected; "mark" = none is, the columns are scores.
     sha256        equal bytes are copies.
     phash_radius  pictures whose perceptual hashes differ in at most so many of 64 bits are copies (0..16; 0 = off).
+    phash_floor   radius within which pairs are looked for and stored, 0 = a little more. Changes no verdict: not digested.
+    embedding     column of vectors of pictures ("embedding", "clip_embedding"); "" = off.
+    cosine        pictures whose vectors have at least this cosine are copies (0.5..1). cosine_floor: as phash_floor.
+    lists, probes, seed  of the search among vectors (curation/near_vectors.py): 0 lists = as many as the number of vectors asks for.
+    texts         column of a minhash step's signatures, its `text_hash` beside it; "" = equal texts only. For on: texts and both.
+    jaccard       texts whose signatures agree in at least this share are copies (0.3..1).
     keep_best     an SQL ordering over scores, "width*height desc": of several copies the first one is kept. Completed by uid.
                   Of a sample with several media it sees the values of the first.
+    against       a version of a dataset: its samples stay, and newcomers lose to them. Path or URL of a dataset (its newest version), of a
+                  version's folder, or "v-<digest>" alone, of the run's own dataset.
+    reference     what the population must not contain: {name, and one of folder, dataset, webdataset, embeddings: path} each.
     """
 
-    on: str = "media"
-    phash_radius: int = 4
+    on: Literal["media", "texts", "both"] = "media"
+    across: Literal["all", "source", "sources"] = "all"
+    action: Literal["auto", "reject", "mark"] = "auto"
     sha256: bool = True
+    phash_radius: int = 4
+    phash_floor: int = 0
+    embedding: str = ""
+    cosine: float = 0.95
+    cosine_floor: float = 0.0
+    lists: int = 0
+    probes: int = 16
+    seed: int = 42
+    texts: str = "minhash"
+    jaccard: float = 0.8
     keep_best: str = ""
+    against: str = ""
+    reference: tuple[dict[str, str], ...] = ()
 
+    @property
+    def media(self) -> bool:
+        return self.on != "texts"
 
-def reduce(what: What, population: pa.Table) -> pa.Table:
-    """The copies in a population: (uid, of, rung, similarity, group), a row for each uid, in order of uid.
-
-    population: uid string, kind string, sha256 list<string>, phash list<uint64 | int64> and the columns that keep_best names.
-
-    Samples are walked in the order (keep_best, uid). One that has the bytes of a sample already kept, or else whose phash lies within the
-    radius of one already kept, is its copy (the nearest's; of equally near ones the first's); every other sample is kept. So a copy is
-    always near the very sample that replaces it: copies do not chain, and nothing is rejected as a copy of something rejected.
-    The result depends on the set of rows alone.
-
-    Samples with several media are copies only of samples with the same bytes in the same order; videos and flat pictures only by sha256.
-    Samples without media take no part: `of` is null and `group` their own uid. similarity: 1 for equal bytes, 1 − distance / 64 for phash.
-    """
-    population = population.take(pa.array(ordered(what.keep_best, population), pa.int64()))
-    uids = population["uid"].to_pylist()
-    n = len(uids)
-    first_of_bytes = _first_equal(population["sha256"].to_pylist()) if what.sha256 else np.arange(n)
-    keeper = np.arange(n)  # places in the order; smaller is better
-    distance = np.full(n, -1)  # -1: by sha256
-    if what.phash_radius:
-        by_bytes = first_of_bytes != np.arange(n)
-        _near_kept(
-            [None if copy else h for h, copy in zip(_hashes(population), by_bytes, strict=True)], what.phash_radius, keeper, distance
+    @property
+    def limits(self) -> Thresholds:
+        return Thresholds(
+            self.phash_radius if self.media and self.phash_radius else -1,
+            self.cosine if self.media and self.embedding else 2.0,
+            self.jaccard if self.on != "media" and self.texts else 2.0,
         )
-    keeper, distance = keeper[first_of_bytes], distance[first_of_bytes]
-    copies = keeper != np.arange(n)
-    table = pa.table(
-        {
-            "uid": pa.array(uids, pa.string()),
-            "of": pa.array([uids[k] if copy else None for k, copy in zip(keeper, copies, strict=True)], pa.string()),
-            "rung": pa.array([_rung(d) if copy else None for d, copy in zip(distance, copies, strict=True)], pa.string()),
-            "similarity": pa.array(
-                [1.0 - max(int(d), 0) / 64.0 if copy else None for d, copy in zip(distance, copies, strict=True)], pa.float64()
-            ),
-            "group": pa.array([uids[k] for k in keeper], pa.string()),
-        }
+
+    @property
+    def text_hash(self) -> str:
+        """The column that tells equal texts; "" where texts are not compared."""
+        return "" if self.on == "media" else self.texts.removesuffix("minhash") + "text_hash"
+
+
+def reduce(what: What, population: Population) -> pa.Table:
+    """The copies in a population: (uid, of, rung, similarity, group), a row for each sample, in order of uid.
+
+    Samples are taken in the order (keep_best, uid), what they are held against first. One that is near a sample that stays already is its
+    copy: of the one by the strongest rung, of those the most similar, of those the best; every other one stays. So a copy is near the very
+    sample that replaces it: copies do not chain (docs/decisions/0004-copies-do-not-chain.md). Samples of equal bytes share one verdict.
+    The result depends on the set of samples and on what they are held against, and on nothing else.
+
+    Near are samples of as many media, each near its counterpart in the same order: by equal bytes; by hashes, pictures that are not flat;
+    by vectors. The rung is the weakest that a medium needs, the similarity the least of them: 1 for equal bytes or texts, 1 − distance / 64
+    for hashes, else cosine or share of equal numbers. With on "both" the texts are near too, and the rung is that of the media.
+    A sample that has nothing to compare takes no part: `of` is null and `group` its own uid.
+
+    Raises InfrastructureError where vectors are not those of the column's step, and where `against` names a version that is not there.
+    """
+    ladder, kept, held = _open(what, population)
+    taken = ladder.taken
+    links = ladder.links({rung: found_or_kept(ladder, kept, rung) for rung in ladder.rungs})
+    classes = Classes(taken.code[taken.leader], taken.source[taken.leader]) if what.across == "sources" else None
+    stars = settle(taken.units, links, taken.fixed[taken.leader], ladder.again, classes)
+    return _answer(what, population.samples, held.table["uid"].combine_chunks(), taken, stars)
+
+
+def pair_keys(what: What, population: Population) -> dict[str, str]:
+    """Rung → key under which `Population.pairs` holds its near pairs, where no list was cut (see `stored_pairs`)."""
+    _, kept, _ = _open(what, population)
+    return {NAMES[rung]: kept.key(rung) for rung in kept.decides}
+
+
+def stored_pairs(what: What, population: Population) -> dict[str, pa.Table]:
+    """Rung → the near pairs that are stored for a population, above a floor below the threshold: better, worse int64 (rows of its table,
+    those of `against` behind), similarity float32. Rungs of which nothing is stored are left out.
+
+    They are those at the rung's anchor: of samples with several media, near in one medium; of copies in equal bytes only one of each unit.
+    """
+    ladder, kept, _ = _open(what, population)
+    tables = {NAMES[rung]: load(ladder, kept, rung) for rung in kept.decides}
+    return {
+        name: table.filter(pa.array(table["better"].to_numpy() != table["worse"].to_numpy()))
+        for name, table in tables.items()
+        if table is not None
+    }
+
+
+def _open(what: What, population: Population) -> tuple[Ladder, Kept, Held]:
+    held = read_keepers(population, what.against, _reads(what)) if what.against else no_keepers(population)
+    content = _content(what, population, held.table)
+    source = np.full(len(content), NO_SOURCE, np.int32)
+    if what.across != "all":
+        source[~held.reference] = _sources(held.table)[~held.reference]
+    order = ordered(what.keep_best, held.table)
+    order = order[np.argsort(~held.reference[order], kind="stable")]
+    taken = take(content_codes(content, what.on, what.sha256), order, source, held.fixed, what.across)
+    ladder = Ladder(
+        content=content,
+        taken=taken,
+        domains=domains(content, taken, what.on, what.across),
+        on=what.on,
+        across=what.across,
+        limits=what.limits,
+        search=Search(what.lists, what.probes, what.seed),
+        population=population,
     )
-    return table.sort_by("uid")
+    compared = {name: population.digests.get(name, "") for name in _compared(what)}
+    floors = {
+        PHASH: float(max(what.phash_floor, what.phash_radius) if what.phash_floor else radius_floor(what.phash_radius)),
+        EMBEDDING: min(what.cosine_floor, what.cosine) if what.cosine_floor else similarity_floor(what.cosine),
+        TEXT: similarity_floor(what.jaccard),
+    }
+    sorts: list[object] = [what.keep_best, [[name, population.digests.get(name, "")] for name in order_columns(what.keep_best)]]
+    return ladder, Kept(floors, what_decides(ladder, compared, held.digest, []), sorts), held
 
 
-def _first_equal(digests: Sequence[Sequence[str | None] | None]) -> np.ndarray:
-    """int64 (n,): the first place with the same digests of all media in the same order; its own where there are none or one is missing."""
-    first: dict[tuple[str | None, ...], int] = {}
-    return np.array(
-        [first.setdefault(tuple(d), place) if d and None not in d else place for place, d in enumerate(digests)], dtype=np.int64
+def _content(what: What, population: Population, table: pa.Table) -> Content:
+    vectors = population.vectors[what.embedding] if what.media and what.embedding else None
+    signatures = population.vectors[what.texts] if what.on != "media" and what.texts else None
+    for name, found in ((what.embedding, vectors), (what.texts, signatures)):
+        wanted = population.digests.get(name, "")
+        if found is not None and found.digest and wanted and found.digest != wanted:
+            raise InfrastructureError(
+                f"deduplicate: the vectors of {name!r} are of the step {found.digest}, the recipe's is {wanted}: those of two models are "
+                "never compared; run the recipe again, so that they are computed anew"
+            )
+    content = read_content(
+        table,
+        sha256=what.media and what.sha256,
+        phash=what.media and what.phash_radius > 0,
+        text_hash=what.text_hash,
+        vectors=vectors,
+        signatures=signatures,
     )
+    if what.on == "both":  # no text equals no text: it is the media that tell
+        content.text[content.text < 0] = int(content.text.max(initial=-1)) + 1
+    return content
 
 
-def _hashes(population: pa.Table) -> list[int | None]:
-    """The phash of each sample that is one picture, as 0..2⁶⁴-1; None for others and where it is that of a flat picture."""
-    found: list[int | None] = []
-    for kind, values in zip(population["kind"].to_pylist(), population["phash"].to_pylist(), strict=True):
-        alone = kind == "image" and values is not None and len(values) == 1 and values[0] is not None
-        value = int(values[0]) & 0xFFFFFFFFFFFFFFFF if alone else 0
-        found.append(value if FEWEST_BITS <= value.bit_count() <= 64 - FEWEST_BITS else None)
+def _sources(table: pa.Table) -> np.ndarray:
+    indices = table["source"].combine_chunks().dictionary_encode()
+    indices = indices.combine_chunks() if isinstance(indices, pa.ChunkedArray) else indices
+    found: np.ndarray = indices.indices.fill_null(NO_SOURCE).to_numpy(zero_copy_only=False).astype(np.int32)
     return found
 
 
-def _near_kept(hashes: Sequence[int | None], radius: int, keeper: np.ndarray, distance: np.ndarray) -> None:
-    """Fills keeper and distance for the copies by phash.
-
-    One place stands for all with its hash: the first. The rest of them are at distance 0 of it if it is kept, and else are copies of what
-    it is a copy of, at the same distance. Pairs arrive grouped by their better place, so that place is decided when they do.
-    """
-    first: dict[int, int] = {}
-    for place, value in enumerate(hashes):
-        if value is not None:
-            first.setdefault(value, place)
-    nearest = np.full(len(first), 65)
-    nearest_of = np.full(len(first), -1)
-    for left, right, differ in near_pairs(np.fromiter(first.keys(), np.uint64, len(first)), radius):
-        for i, j, d in zip(left.tolist(), right.tolist(), differ.tolist(), strict=True):
-            if nearest_of[i] < 0 and d < nearest[j]:
-                nearest[j], nearest_of[j] = d, i
-    places = list(first.values())
-    of_hash = {value: i for i, value in enumerate(first)}
-    for place, value in enumerate(hashes):
-        if value is None:
-            continue
-        i = of_hash[value]
-        if nearest_of[i] >= 0:
-            keeper[place], distance[place] = places[nearest_of[i]], nearest[i]
-        elif places[i] != place:
-            keeper[place], distance[place] = places[i], 0
+def _answer(what: What, samples: int, uids: pa.Array, taken: Taken, stars: Stars) -> pa.Table:
+    """The table of the first `samples` rows."""
+    uids = pa.concat_arrays(uids.chunks) if isinstance(uids, pa.ChunkedArray) else uids
+    rows = np.arange(samples)
+    unit = taken.unit[:samples]
+    of_unit, leader = stars.of[unit], taken.leader[unit]
+    gone = of_unit >= 0
+    of = np.where(gone, taken.leader[np.maximum(of_unit, 0)], leader)
+    copy = (of != rows) & ~taken.fixed[:samples]
+    of = np.where(copy, of, rows)
+    rung = np.where(gone, stars.rung[unit], SHA256)
+    similarity = np.where(gone, stars.similarity[unit], 1.0).astype(np.float64)
+    names = pa.array(["text"] * len(NAMES) if what.on == "texts" else NAMES, pa.string())
+    return pa.table(
+        {
+            "uid": uids.slice(0, samples),
+            "of": uids.take(pa.array(of, mask=~copy)),
+            "rung": names.take(pa.array(rung, pa.int64(), mask=~copy)),
+            "similarity": pa.array(similarity, mask=~copy),
+            "group": uids.take(pa.array(of)),
+        }
+    )
 
 
-def _rung(distance: int) -> str:
-    return "sha256" if distance < 0 else "phash"
+def _compared(what: What) -> list[str]:
+    """Columns whose values are compared."""
+    media = [*(["sha256"] if what.sha256 else []), *(["phash"] if what.phash_radius else []), *([what.embedding] if what.embedding else [])]
+    texts = [what.text_hash, *([what.texts] if what.texts else [])]
+    return [*(media if what.media else []), *(texts if what.on != "media" else [])]
 
 
 def _reads(what: What) -> list[str]:
-    read = [*(["sha256"] if what.sha256 else []), *(["phash"] if what.phash_radius else []), *order_columns(what.keep_best)]
+    read = [*_compared(what), *(["source"] if what.across != "all" else []), *order_columns(what.keep_best)]
     return [name for name in dict.fromkeys(read) if name not in ("uid", "kind")]
 
 
 def _columns(what: What) -> list[Column]:
+    kinds = ALL_KINDS if what.on == "texts" else MEDIA_KINDS
     return [
-        Column("of", pa.string(), MEDIA_KINDS, doc="uid of the kept sample this one is a copy of; null for an original"),
-        Column("rung", pa.string(), MEDIA_KINDS, doc="what gave the copy away: sha256 or phash"),
-        Column("similarity", pa.float64(), MEDIA_KINDS, doc="1 for equal bytes, 1 - distance / 64 for phash; null for an original"),
-        Column("group", pa.string(), MEDIA_KINDS, doc="uid of the group's kept sample; its own for an original"),
+        Column("of", pa.string(), kinds, doc="uid of the kept sample it is a copy of, or reference:<name>/<key>; null for an original"),
+        Column("rung", pa.string(), kinds, doc="what gave the copy away: sha256, phash, embedding or text"),
+        Column(
+            "similarity", pa.float64(), kinds, doc="1 for equal bytes, 1 - distance / 64 for phash, else cosine or Jaccard"
+        ),
+        Column("group", pa.string(), kinds, doc="what `of` is; its own uid for an original"),
     ]
 
 
+def _references(what: What) -> Sequence[Reference]:
+    return parse_references(what.reference)
+
+
+def _identity(what: What) -> Mapping[str, Any]:
+    told = {k: v for k, v in asdict(what).items() if k not in ("phash_floor", "cosine_floor")}
+    return {
+        **told,
+        "against": version_of(what.against) if what.against else "",
+        "reference": [reference_identity(reference) for reference in _references(what)],
+    }
+
+
 def _check(what: What) -> None:
-    if what.on != "media":
-        raise ValueError(f"on: {what.on!r} is unknown; deduplicate compares 'media'")
-    if not 0 <= what.phash_radius <= 16:
-        raise ValueError(f"phash_radius: {what.phash_radius} is outside 0..16 (bits of 64; 0 = off)")
-    if not what.sha256 and not what.phash_radius:
-        raise ValueError("sha256 is off and phash_radius is 0: nothing is compared; turn one of them on")
+    for name, allowed in _WORDS.items():
+        if getattr(what, name) not in allowed:
+            raise ValueError(f"{name}: {getattr(what, name)!r} is unknown; it is one of {', '.join(allowed)}")
+    for name in ("phash_radius", "phash_floor"):
+        if not 0 <= getattr(what, name) <= LARGEST_RADIUS:
+            off = "off" if name == "phash_radius" else "automatic"
+            raise ValueError(f"{name}: {getattr(what, name)} is outside 0..{LARGEST_RADIUS} (bits of 64; 0 = {off})")
+    for name, least in SMALLEST.items():
+        if not least <= getattr(what, name) <= 1:
+            raise ValueError(f"{name}: {getattr(what, name)} is outside {least}..1")
+    if what.cosine_floor and not SMALLEST["cosine"] <= what.cosine_floor <= 1:
+        raise ValueError(f"cosine_floor: {what.cosine_floor} is outside {SMALLEST['cosine']}..1 (0 = automatic)")
+    if what.lists < 0 or what.probes < 1:
+        raise ValueError(f"lists: {what.lists} and probes: {what.probes}: lists is at least 0 (0 = automatic), probes at least 1")
+    if what.media and not what.sha256 and not what.phash_radius and not what.embedding:
+        raise ValueError("sha256 is off, phash_radius is 0 and there is no embedding: no media are compared; turn one of them on")
+    if what.on != "media" and what.texts and not what.texts.endswith("minhash"):
+        raise ValueError(f"texts: {what.texts!r} is no column of a minhash step; those are called minhash, or <as>_minhash")
     order_columns(what.keep_best)
+    check_references(_references(what))
+    if what.against:
+        check_version(what.against)
 
 
-def _implied(what: What) -> str:
-    return "{prefix}of is null or turns > 0"
+def _implied(what: What) -> str | None:
+    if what.action == "mark":
+        return None
+    if what.action == "reject":
+        return "{prefix}of is null"
+    if not what.reference:
+        return "{prefix}of is null or turns > 0"
+    return f"{{prefix}}of is null or (turns > 0 and not starts_with({{prefix}}of, '{PREFIX}'))"
 
 
 STEP = Step(
-    version=1,
+    version=2,
     shape="global",
     level="sample",
-    applies=MEDIA_KINDS,
+    applies=ALL_KINDS,
     prefix="duplicate_",
     what=What,
     how=How,
     columns=_columns,
     reads=_reads,
-    reduce=lambda what, population: reduce(what, population.table),
+    reduce=reduce,
+    references=_references,
+    identity=_identity,
     implied=_implied,
     check=_check,
 )

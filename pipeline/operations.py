@@ -214,7 +214,7 @@ class _Compiler:
             columns=entry.columns,
             stored=entry.stored,
             prefix=entry.prefix,
-            kinds=entry.step.applies,
+            kinds=_kinds(entry),
             max_errors=entry.max_errors,
             line=entry.line,
             models=entry.models,
@@ -254,3 +254,10 @@ class _Compiler:
         """Digests of what is read, each with the name it is read by: two steps that change places are not the same input."""
         found = {name: self.written[name] for name in columns if name in self.written}
         return [f"{name}={op.digest}.{stored}" for name, (op, stored) in found.items()]
+
+
+def _kinds(entry: StepEntry) -> frozenset[str]:
+    """What a step applies to. A global step's What decides it: deduplicate sees samples without media where it compares texts."""
+    if entry.step.shape != "global":
+        return entry.step.applies
+    return frozenset().union(*(column.kinds for column in entry.columns))

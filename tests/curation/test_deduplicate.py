@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 
 from curation.deduplicate import STEP, What, reduce
 from curation.ordering import order_columns
+from curation.population import population_of
 from curation.probe import phash
 from shards.sample import media_kind
 
@@ -50,8 +52,13 @@ def flip(value: int, *bits: int) -> int:
     return value
 
 
-def answers(what: What, records: list[Record]) -> dict[str, Record]:
-    return {row.pop("uid"): row for row in reduce(what, population(records)).to_pylist()}
+def reduced(what: What, table: pa.Table, **more: Any) -> pa.Table:
+    with tempfile.TemporaryDirectory() as scratch:
+        return reduce(what, population_of(table, Path(scratch), **more))
+
+
+def answers(what: What, records: list[Record], **more: Any) -> dict[str, Record]:
+    return {row.pop("uid"): row for row in reduced(what, population(records), **more).to_pylist()}
 
 
 def test_golden_rows() -> None:
@@ -59,7 +66,7 @@ def test_golden_rows() -> None:
     golden = json.loads(GOLDEN.read_text("utf-8"))
     assert golden["version"] == STEP.version
     for case in golden["cases"]:
-        table = reduce(What(**case["what"]), population([record(**r) for r in case["population"]]))
+        table = reduced(What(**case["what"]), population([record(**r) for r in case["population"]]))
         assert table.to_pylist() == case["rows"], case["name"]
 
 
@@ -150,10 +157,10 @@ def test_the_order_of_rows_does_not_matter_and_every_copy_is_near_a_kept_one(
         records.append(record(f"u{place:02d}", sha, phash, kind=kind, width=[width]))
     what = What(phash_radius=radius, keep_best=keep_best)
     table = population(records)
-    straight = reduce(what, table)
+    straight = reduced(what, table)
     shuffled = [*records]
     random.Random(seed).shuffle(shuffled)
-    assert reduce(what, population(shuffled)).equals(straight)
+    assert reduced(what, population(shuffled)).equals(straight)
 
     by_uid = {r["uid"]: r for r in records}
     rows = {row["uid"]: row for row in straight.to_pylist()}
@@ -210,7 +217,7 @@ def test_orderings_that_are_no_pure_function_of_a_sample_are_refused(ordering: s
 def test_values_that_cannot_work_are_refused() -> None:
     assert STEP.check is not None
     STEP.check(What(keep_best="width * height desc nulls last"))
-    for what in (What(on="texts"), What(phash_radius=17), What(phash_radius=-1), What(phash_radius=0, sha256=False)):
+    for what in (What(on="captions"), What(phash_radius=17), What(phash_radius=-1), What(phash_radius=0, sha256=False)):
         with pytest.raises(ValueError):
             STEP.check(what)
 
