@@ -130,6 +130,7 @@ class Step:
     reduce     globals: (What, Population) -> table keyed by uid, a row for each sample. A pure function of the samples and of
                what `references` name: neither the order of rows nor the number of workers matters.
     references globals: What -> what the population is held against: its rows come behind those of the samples (`Population.samples`).
+    compares   globals with references: What -> those of the columns it reads that what it is held against must have. Default: all of them.
     implied    globals: What -> rule that rejects (shown by `plan`; `rule: false` drops it), or None.
                Written over final names with `{prefix}` where the step's own begin: "{prefix}of is null"; the recipe fills it in.
     identity   What -> JSON value that stands for it in the step digest, where fields are paths: the digest of what lies there.
@@ -152,6 +153,7 @@ class Step:
     open: Callable[[Any, Any], Callable[[Sequence[Any]], Sequence[Result]]] | None = None
     reduce: Callable[[Any, Population], pa.Table] | None = None
     references: Callable[[Any], Sequence[Reference]] | None = None
+    compares: Callable[[Any], Sequence[str]] | None = None
     implied: Callable[[Any], str | None] | None = None
     identity: Callable[[Any], Any] | None = None
     check: Callable[[Any], None] | None = None

@@ -16,6 +16,7 @@ from pipeline.globals import run_global
 from pipeline.ledger import VERDICTS, Ledger, first, name, open_ledger
 from pipeline.provision import ModelState, model_states, provide
 from pipeline.recipe import Recipe, StepOp, keep_in_run
+from pipeline.references import check_vectors, references_table
 from pipeline.scan import Changes, update_listing
 from pipeline.segments import Segment, step_table
 from pipeline.verdicts import Judge
@@ -55,6 +56,9 @@ def curate(
     """
     started = time.monotonic()
     llm_pool.check(recipe)
+    for op in recipe.ops:
+        if isinstance(op, StepOp):
+            check_vectors(recipe, op)
     ledger = open_ledger(run, write=True)
     try:
         ledger.sweep()
@@ -76,7 +80,10 @@ def forget_errors(ledger: Ledger, recipe: Recipe) -> int:
     """Leave the errored rows of the recipe's steps out of the ledger, so that they are computed again; how many there were."""
     files, remove, count = [], [], 0
     for op in recipe.ops:
-        if not isinstance(op, StepOp) or op.step.shape == "global":
+        if not isinstance(op, StepOp):
+            continue
+        if op.step.shape == "global":  # who of its references err is asked again when it next runs
+            remove += [f.path for f in ledger.files(references_table(op)) if ledger.read(f)["error"].null_count < f.rows]
             continue
         for i, file in enumerate(ledger.files(step_table(op))):
             rows = ledger.read(file)
@@ -124,7 +131,7 @@ def _run_segment(judge: Judge, segment: Segment, outcome: Outcome, progress: Pro
         index, op = segment.global_step
         if first(judge.connection, f"select 1 from state{segment.number} where op = {index} limit 1"):
             progress(op.name, 0, 1)
-            run_global(judge, segment, op)
+            run_global(judge, segment, op, tally=outcome)
             outcome.calls[op.name] = outcome.calls.get(op.name, 0) + 1
             judge.judge(segment)
             progress(op.name, 1, 1)

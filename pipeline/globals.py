@@ -19,10 +19,12 @@ from curation.population import OneByOne, PairsInMemory, Population, Workers
 from curation.rows import row_schema
 from curation.vectors import Vectors, write_vectors
 from pipeline import cluster
-from pipeline.ledger import Ledger, name
+from pipeline.annotate import Tally
+from pipeline.ledger import Ledger, first, name
 from pipeline.log import Cost
 from pipeline.ray_workers import RayWorkers
 from pipeline.recipe import StepOp
+from pipeline.references import Held, held_against
 from pipeline.segments import Segment, fingerprint_sql, global_schema, global_table, wide_table
 from pipeline.verdicts import Judge
 from shards.errors import InfrastructureError
@@ -38,9 +40,10 @@ VECTORS_AT_ONCE = 8_192
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, media, values: see write_vectors
 
 
-def run_global(judge: Judge, segment: Segment, op: StepOp, workers: Workers | None = None) -> None:
+def run_global(judge: Judge, segment: Segment, op: StepOp, workers: Workers | None = None, tally: Tally | None = None) -> None:
     """Compute a global step over its population and commit the result under (step, population). workers: None = the Ray cluster.
 
+    tally: of what other steps do for its references.
     What a killed try left in its scratch folder is used; the folder goes when the result is committed.
     """
     at = time.monotonic()
@@ -51,7 +54,7 @@ def run_global(judge: Judge, segment: Segment, op: StepOp, workers: Workers | No
             shutil.rmtree(old, ignore_errors=True)
     if workers is None:
         workers = RayWorkers(op.how.actors or cluster.cpus(), here=isinstance(judge.ledger.store, RemoteStore))
-    rows = _reduce(open_population(judge, segment, op, workers, folder), op)
+    rows = _reduce(open_population(judge, segment, op, workers, folder, tally), op)
     cost = Cost(op.digest, op.name, calls=1, rows=rows.num_rows, seconds=time.monotonic() - at)
     judge.ledger.commit("global", {global_table(op, population): rows}, costs=[cost], note={"population": population})
     shutil.rmtree(folder, ignore_errors=True)
@@ -69,23 +72,35 @@ def plan_global(judge: Judge, segment: Segment, op: StepOp, most: int) -> pa.Tab
             return None
 
 
-def open_population(judge: Judge, segment: Segment, op: StepOp, workers: Workers, scratch: Path) -> Population:
-    """What a global step sees of a judged segment. Columns are read now, vectors when they are asked for."""
+def open_population(judge: Judge, segment: Segment, op: StepOp, workers: Workers, scratch: Path, tally: Tally | None = None) -> Population:
+    """What a global step sees of a judged segment. Columns are read now, vectors when they are asked for.
+
+    References that the ledger does not know yet are computed and committed (`pipeline.references.held_against`).
+    """
     number = judge.recipe.ops.index(op)
     numbered = f"population{number}"
     judge.connection.execute(
         f"create or replace temp table {numbered} as "
-        f"select (row_number() over (order by b.uid) - 1)::bigint as _row, b.* from {judge.population_sql(segment.number, op)} b"
+        "select (row_number() over (order by b.uid) - 1)::bigint as _row, null::varchar as _label, b.* "
+        f"from {judge.population_sql(segment.number, op)} b"
     )
+    held = held_against(judge, op, tally)
+    samples = first(judge.connection, f"select count(*) from {numbered}")[0]
+    if held is not None:
+        rows = pa.array(np.arange(samples, samples + held.rows.num_rows), pa.int64())
+        judge.connection.register("held", held.rows.append_column("_row", rows).rename_columns({"label": "_label"}))
+        judge.connection.execute(f"insert into {numbered} by name select * from held")
+        judge.connection.unregister("held")
     wide = _wide_columns(judge, op)
     narrow = [c for c in op.reads if c not in wide]
     select, joins = judge.columns_sql(narrow, before=segment.ops[0][0])
     known = {part.split(" as ")[-1] for part in select}
     base = [f"b.{name(c)}" for c in narrow if name(c) not in known]
-    query = f"select {', '.join(['b.uid', 'b.kind', *base, *select])} from {numbered} b {' '.join(joins)} order by b._row"
+    columns = ", ".join(["coalesce(b._label, b.uid) as uid", "b.kind", *base, *select])
+    query = f"select {columns} from {numbered} b {' '.join(joins)} order by b._row"
     table = judge.connection.sql(query).to_arrow_table()
     scratch.mkdir(parents=True, exist_ok=True)
-    vectors = _LedgerVectors(judge, numbered, table.num_rows, wide, scratch)
+    vectors = _LedgerVectors(judge, numbered, table.num_rows, wide, scratch, held)
     return Population(
         table=table,
         vectors=vectors,
@@ -95,6 +110,7 @@ def open_population(judge: Judge, segment: Segment, op: StepOp, workers: Workers
         scratch=scratch,
         pairs=LedgerPairs(judge.ledger, judge.populations[op.digest]),
         dataset=judge.recipe.write.path if "://" in judge.recipe.write.path else judge.ledger.store.url(judge.recipe.write.path),
+        references=table.num_rows - samples,
     )
 
 
@@ -176,6 +192,7 @@ class _LedgerVectors(Mapping[str, Vectors]):
     rows: int
     wide: dict[str, tuple[StepOp, str]]
     scratch: Path
+    held: Held | None
     made: dict[str, Vectors] = field(default_factory=dict)
 
     def __getitem__(self, column: str) -> Vectors:
@@ -218,6 +235,7 @@ class _LedgerVectors(Mapping[str, Vectors]):
                 f"select b._row as r, generate_subscripts(w._more, 1)::bigint as m, unnest(w._more) as more {joined} where len(w._more) > 0"
             )
             queries.append(f"select r, m, more.{name(stored)} as v from ({unnested}) where more.{name(stored)} is not null")
+        width = 0
         for query in queries:
             for batch in self.judge.connection.sql(query).to_arrow_reader(VECTORS_AT_ONCE):
                 values = batch.column("v")
@@ -226,3 +244,5 @@ class _LedgerVectors(Mapping[str, Vectors]):
                     part = batch if len(widths) == 1 else batch.filter(pc.equal(pc.list_value_length(values), width))
                     flat = part.column("v").flatten().to_numpy(zero_copy_only=False)
                     yield part.column("r").to_numpy(), part.column("m").to_numpy(), flat.reshape(part.num_rows, width)
+        if self.held is not None and column == self.held.column:
+            yield from self.held.batches(self.rows - self.held.rows.num_rows, width)

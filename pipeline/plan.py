@@ -11,6 +11,7 @@ from pipeline.globals import plan_global
 from pipeline.ledger import Ledger, first, open_ledger, quote
 from pipeline.log import CommitLog
 from pipeline.recipe import Recipe, RuleOp, StepOp
+from pipeline.references import unseen
 from pipeline.scan import Changes, overlay
 from pipeline.segments import Segment, applies_sql, fingerprint_sql, global_table, splitters, step_table
 from pipeline.verdicts import Judge
@@ -96,9 +97,10 @@ def _plan_segment(judge: Judge, segment: Segment, plan: RunPlan, upstream: Seque
         index, op = segment.global_step
         waiting = _count(judge, f"select count(*) from state{segment.number} where op = {index}")
         if waiting or upstream:
-            plan.steps.append(StepPlan(op.name, op.digest, 1, not upstream, 0, _seconds(judge.ledger, op, 1)))
+            beyond = unseen(judge, op)
+            plan.steps.append(StepPlan(op.name, op.digest, 1, not upstream, 0, _seconds(judge.ledger, op, 1), beyond))
             # Where nothing it reads is missing its result can be had now: it is a pure function and costs no model.
-            planned = plan_global(judge, segment, op, PLANNED_ROWS) if not upstream else None
+            planned = plan_global(judge, segment, op, PLANNED_ROWS) if not upstream and not beyond else None
             if planned is not None:
                 judge.connection.register(f"planned{segment.number}", planned)
                 table = global_table(op, judge.populations[op.digest])
