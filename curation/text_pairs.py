@@ -12,14 +12,16 @@ import numba
 import numpy as np
 
 from curation.near import MOST, Found, found_of
-from curation.population import Workers
-from curation.text_tokens import Search, count_tokens, deal_tokens, masks_of, save, slice_of
+from curation.population import OneByOne, Workers
+from curation.search_files import put
+from curation.text_tokens import Search, count_tokens, deal_tokens, masks_of, slice_of
 from curation.vectors import Vectors
 from shards.sample import digest_of
 
 VERSION = 1  # of what the files of a search hold
 TILE = 1 << 16  # tokens whose signatures are in memory at once: 32 MB at 128 numbers
 PAIRS = 1 << 22  # pairs that a task or the caller holds before it drops what is over `most`
+ALONE = 20_000  # signatures below which nothing is gained by spreading them
 FIXED, QUERY = 1, 2
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # things, things, similarities
@@ -48,9 +50,9 @@ def near_signatures(
     Ma, Srikant, WWW 2007). So each is looked up by its rarest only, and texts that share a common phrase do not meet by it, as they do
     in the buckets of LSH bands.
 
-    A pure function of the signatures, rank, fixed, queries, floor and most. Memory of a task: a slice of about a million tokens, two tiles
-    of signatures, and PAIRS pairs, however many share a number. Time grows with the pairs that share a rare number; who has more than
-    `most` near betters behind one number stops looking there.
+    A pure function of the signatures, rank, fixed, queries, floor and most. A task holds a slice of tokens (about a million, or all that
+    share one), two tiles of signatures, and of each signature's pairs the best-ranked `most` + 1. Time grows with the pairs that share a
+    rare number; who has more than `most` near betters behind one number stops looking there, so near-copies in masses cost little.
     Raises ValueError for signatures that are none.
     """
     if vectors.count and vectors.dtype != "uint32":
@@ -64,6 +66,8 @@ def near_signatures(
         raise ValueError("some of the ids have no signature")
     by_id = np.argsort(ids, kind="stable")
     search = _prepared(vectors, ids[by_id], rank[by_id], fixed[by_id], None if queries is None else queries[by_id], floor, most, scratch)
+    if len(ids) <= ALONE:
+        workers = OneByOne()
     for _ in workers.map(deal_tokens, ((search, group) for group in range(search.groups))):
         pass
     held = _Held(rank[by_id], most)
@@ -98,7 +102,7 @@ def _prepared(
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "counts.npy").exists():
         for kind, values in (("ids", ids), ("place", place), ("flags", flags), ("counts", count_tokens(vectors, ids))):
-            save(folder / f"{kind}.npy", values)
+            put(folder / f"{kind}.npy", values)
     nothing = np.zeros(0, np.int64)  # tasks read vectors by number only: what is as long as the population does not travel with each
     bare = replace(vectors, owner=nothing, place=nothing.astype(np.int16), valid=nothing.astype(bool))
     return Search(bare, str(folder), len(ids), least, most, queries is not None)
@@ -142,7 +146,7 @@ def join_slice(search: Search, number: int) -> str:
             held.add(*_walk(search, tile, earlier, np.zeros(until, np.int64), np.full(until, earlier.size), seen))
         first = np.maximum(starts[low : low + tile.size] - low, 0)
         held.add(*_walk(search, tile, tile, first, np.arange(tile.size), seen))
-    save(path, _stored(held.parts))
+    put(path, _stored(held.parts))
     return str(path)
 
 
@@ -159,6 +163,10 @@ def _buckets(search: Search, number: int, place: np.ndarray, flags: np.ndarray) 
     """(component int64, thing int64, where its bucket starts int64) of the slice's tokens that several have, best-ranked first in each
     bucket; buckets in which no wanted pair can be are left out."""
     tokens, things = slice_of(search, number)
+    order = np.argsort(tokens)
+    same = tokens[order[1:]] == tokens[order[:-1]]
+    several = order[np.concatenate([same, [False]]) | np.concatenate([[False], same])] if len(order) else order
+    tokens, things = tokens[several], things[several]
     order = np.lexsort((place[things], tokens))
     tokens, things = tokens[order], things[order]
     if not len(tokens):
@@ -166,7 +174,7 @@ def _buckets(search: Search, number: int, place: np.ndarray, flags: np.ndarray) 
     opens = np.flatnonzero(np.concatenate([[True], tokens[1:] != tokens[:-1]]))
     sizes = np.diff(np.append(opens, len(tokens)))
     kinds = flags[things]
-    wanted = (sizes > 1) & (np.add.reduceat((kinds & FIXED) == 0, opens, dtype=np.int64) > 0)
+    wanted = np.add.reduceat((kinds & FIXED) == 0, opens, dtype=np.int64) > 0
     if search.asked:
         wanted &= np.add.reduceat((kinds & QUERY) != 0, opens, dtype=np.int64) > 0
     keep = np.repeat(wanted, sizes)
@@ -216,32 +224,21 @@ def _compare(  # type: ignore[no-untyped-def]
             either = (flags[i] | other_flags[j]) & QUERY
             if both or (asked and not either):
                 continue
-            alike = _alike(signatures[i], others[j], least)
+            alike = np.int32(0)
+            for k in range(signatures.shape[1]):
+                alike += np.int32(signatures[i, k] == others[j, k])
             if alike < least:
                 continue
             seen[e] += 1
             earlier = False  # is there a token of a lower component that both have: then the pair is found there
-            for k in range(components[e]):
-                if signatures[i, k] == others[j, k]:
-                    bit = np.uint64(1) << np.uint64(k & 63)
-                    if masks[i, k >> 6] & other_masks[j, k >> 6] & bit:
-                        earlier = True
-                        break
+            for word in range((components[e] >> 6) + 1):
+                common = masks[i, word] & other_masks[j, word]
+                k = word << 6
+                while common and k < components[e] and not earlier:
+                    earlier = common & np.uint64(1) and signatures[i, k] == others[j, k]
+                    common >>= np.uint64(1)
+                    k += 1
             if not earlier:
                 worse[filled], better[filled], equal[filled] = e, c, alike
                 filled += 1
     return filled
-
-
-@numba.njit(cache=True, inline="always")
-def _alike(a, b, least):  # type: ignore[no-untyped-def]
-    """Equal numbers of both; fewer than `least` where it is sure that they are fewer."""
-    width = len(a)
-    alike = 0
-    for start in range(0, width, 32):
-        end = min(start + 32, width)
-        for k in range(start, end):
-            alike += 1 if a[k] == b[k] else 0
-        if alike + width - end < least:
-            return 0
-    return alike

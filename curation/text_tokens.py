@@ -8,10 +8,12 @@ from pathlib import Path
 import numba
 import numpy as np
 
+from curation.search_files import mapped, put
 from curation.vectors import Vectors
 
 SAMPLE = 1 << 18  # signatures that are counted to tell rare numbers from common ones
 GROUP = 1 << 24  # numbers of the signatures that one task reads: 64 MB
+ROWS = 1 << 13  # of them ordered at once
 SLICE = 1 << 20  # tokens of a slice, about
 
 
@@ -52,8 +54,7 @@ class Search:
         return Path(self.folder) / f"{kind}-{number:06d}.npy"
 
     def load(self, name: str) -> np.ndarray:
-        mapped: np.ndarray = np.load(Path(self.folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return mapped
+        return mapped(Path(self.folder) / f"{name}.npy")
 
 
 def count_tokens(vectors: Vectors, ids: np.ndarray) -> np.ndarray:
@@ -80,24 +81,29 @@ def deal_tokens(search: Search, number: int) -> None:
     signatures = search.vectors.take(ids)
     tokens = np.empty((len(ids), search.kept), np.uint64)
     masks = np.zeros((len(ids), -(-search.vectors.width // 64)), np.uint64)
-    _rarest(signatures, search.load("counts"), tokens, masks)
+    counts = search.load("counts")
+    for start in range(0, len(ids), ROWS):
+        rows = slice(start, start + ROWS)
+        # the first `kept` in the order (count of its slot, component)
+        components = np.partition(_counted(signatures[rows], counts), search.kept - 1, axis=1)[:, : search.kept] & 0xFFFF
+        _taken(signatures[rows], components, tokens[rows], masks[rows])
     slices = _slices(tokens.reshape(-1), search.slices)
     order = np.argsort(slices, kind="stable")
     starts = np.zeros(search.slices + 1, np.int64)
     np.cumsum(np.bincount(slices, minlength=search.slices), out=starts[1:])
-    save(search.path("tokens", number), tokens.reshape(-1)[order])
-    save(search.path("things", number), (order // search.kept).astype(np.uint32))
-    save(search.path("masks", number), masks)
-    save(done, starts)
+    put(search.path("tokens", number), tokens.reshape(-1)[order])
+    put(search.path("things", number), (order // search.kept).astype(np.uint32))
+    put(search.path("masks", number), masks)
+    put(done, starts)
 
 
 def slice_of(search: Search, number: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens uint64, things int64) of one slice, from all groups."""
     tokens, things = [], []
     for group in range(search.groups):
-        start, end = np.load(search.path("starts", group), mmap_mode="r")[number : number + 2]
-        tokens.append(np.load(search.path("tokens", group), mmap_mode="r")[start:end])
-        things.append(np.load(search.path("things", group), mmap_mode="r")[start:end] + np.int64(group * search.group))
+        start, end = mapped(search.path("starts", group))[number : number + 2]
+        tokens.append(mapped(search.path("tokens", group))[start:end])
+        things.append(mapped(search.path("things", group))[start:end] + np.int64(group * search.group))
     return np.concatenate(tokens), np.concatenate(things)
 
 
@@ -105,19 +111,11 @@ def masks_of(search: Search, things: np.ndarray) -> np.ndarray:
     """uint64 (len(things), ⌈width / 64⌉). things: ascending."""
     borders = np.searchsorted(things, np.arange(search.groups + 1) * search.group)
     found = [
-        np.load(search.path("masks", g), mmap_mode="r")[things[borders[g] : borders[g + 1]] - g * search.group]
+        mapped(search.path("masks", g))[things[borders[g] : borders[g + 1]] - g * search.group]
         for g in range(search.groups)
         if borders[g] < borders[g + 1]
     ]
     return np.concatenate(found)
-
-
-def save(path: Path, values: np.ndarray) -> None:
-    """The file appears whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
-    part.replace(path)
 
 
 @numba.njit(cache=True, inline="always")
@@ -144,16 +142,22 @@ def _count(signatures, counts):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _rarest(signatures, counts, tokens, masks):  # type: ignore[no-untyped-def]
-    """Of each signature the tokens that come first in the order (count of its slot, component)."""
+def _counted(signatures, counts):  # type: ignore[no-untyped-def]
+    """int64 (n, width): count of the token's slot << 16 | component."""
     last = np.uint64(len(counts) - 1)
-    keys = np.empty(signatures.shape[1], np.int64)
+    keys = np.empty(signatures.shape, np.int64)
     for i in range(signatures.shape[0]):
         for k in range(signatures.shape[1]):
-            keys[k] = np.int64(counts[_mix(_token(k, signatures[i, k])) & last]) << 16 | k
-        keys.sort()
-        for place in range(tokens.shape[1]):
-            k = keys[place] & 0xFFFF
+            keys[i, k] = np.int64(counts[_mix(_token(k, signatures[i, k])) & last]) << 16 | k
+    return keys
+
+
+@numba.njit(cache=True)
+def _taken(signatures, components, tokens, masks):  # type: ignore[no-untyped-def]
+    """Fills the tokens of these components, and their masks."""
+    for i in range(components.shape[0]):
+        for place in range(components.shape[1]):
+            k = components[i, place]
             tokens[i, place] = _token(k, signatures[i, k])
             masks[i, k >> 6] |= np.uint64(1) << np.uint64(k & 63)
 

@@ -82,9 +82,11 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many groups, slices and tiles, and pairs dropped early: what large populations have."""
     monkeypatch.setattr(text_tokens, "GROUP", 100 * WIDTH)
     monkeypatch.setattr(text_tokens, "SAMPLE", 256)
+    monkeypatch.setattr(text_tokens, "ROWS", 33)
     monkeypatch.setattr(text_tokens, "SLICE", 3_000)
     monkeypatch.setattr(text_pairs, "TILE", 57)
     monkeypatch.setattr(text_pairs, "PAIRS", 40)
+    monkeypatch.setattr(text_pairs, "ALONE", 0)
 
 
 @pytest.mark.parametrize("floor", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
@@ -212,7 +214,7 @@ def test_what_is_there_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Mon
     rank = np.arange(300)
     first = search(vectors, rank, 0.7, tmp_path)
     monkeypatch.setattr(text_pairs, "_compare", None)
-    monkeypatch.setattr(text_tokens, "_rarest", None)
+    monkeypatch.setattr(text_tokens, "_counted", None)
     check(search(vectors, rank, 0.7, tmp_path), first)
     with pytest.raises(TypeError):  # another floor is another search
         search(vectors, rank, 0.8, tmp_path)
@@ -224,7 +226,7 @@ def test_a_torn_file_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
     vectors = vectors_of(tmp_path / "v", signatures)
     first = search(vectors, np.arange(300), 0.7, tmp_path)
     for path in tmp_path.glob("signatures-*/pairs-*.npy"):
-        path.with_name(f".{path.name}.part").write_bytes(path.read_bytes()[:100])
+        path.with_name(f"{path.name}.0a1b.tmp").write_bytes(path.read_bytes()[:100])
         path.unlink()
     check(search(vectors, np.arange(300), 0.7, tmp_path), first)
 
