@@ -28,6 +28,7 @@ from pipeline.references import Held, held_against
 from pipeline.segments import Segment, fingerprint_sql, global_schema, global_table, wide_table
 from pipeline.verdicts import Judge
 from shards.errors import InfrastructureError
+from shards.sample import digest_of
 from shards.store import RemoteStore
 
 T = TypeVar("T")
@@ -100,6 +101,7 @@ def open_population(judge: Judge, segment: Segment, op: StepOp, workers: Workers
     query = f"select {columns} from {numbered} b {' '.join(joins)} order by b._row"
     table = judge.connection.sql(query).to_arrow_table()
     scratch.mkdir(parents=True, exist_ok=True)
+    population = judge.populations[op.digest]
     vectors = _LedgerVectors(judge, numbered, table.num_rows, wide, scratch, held)
     return Population(
         table=table,
@@ -108,7 +110,7 @@ def open_population(judge: Judge, segment: Segment, op: StepOp, workers: Workers
         how=op.how,
         workers=workers,
         scratch=scratch,
-        pairs=LedgerPairs(judge.ledger, judge.populations[op.digest]),
+        pairs=LedgerPairs(judge.ledger, population if held is None else digest_of(population, held.digest())),
         dataset=judge.recipe.write.path if "://" in judge.recipe.write.path else judge.ledger.store.url(judge.recipe.write.path),
         references=table.num_rows - samples,
     )

@@ -7,6 +7,7 @@ reference's place (`curation.reference.reference_identity`), so the table is mad
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from pipeline.scan import SCANNED, scan_all
 from pipeline.segments import applies_sql
 from pipeline.verdicts import Judge
 from shards.errors import InfrastructureError, RecipeError
-from shards.sample import MEDIA_REF_TYPE
+from shards.sample import MEDIA_REF_TYPE, digest_of
 from shards.sources import list_containers
 
 log = logging.getLogger("fovea")
@@ -69,6 +70,14 @@ class Held:
     rows: pa.Table
     files: tuple[tuple[Reference, int], ...] = ()
     column: str = ""
+
+    def digest(self) -> str:
+        """Of all that is held against: rows, and the bytes of files."""
+        content = hashlib.sha256()
+        for name in ("label", "content", "text_fp"):
+            for value in self.rows[name].to_pylist():
+                content.update(f"{value}\n".encode("utf-8", "surrogatepass"))
+        return digest_of(content.hexdigest(), [reference_vectors.identity(reference.path) for reference, _ in self.files])
 
     def batches(self, start: int, width: int) -> Iterator[Batch]:
         """The files' vectors; `start`: the population's row of the first row here; `width` of the step's vectors, 0 = any one."""
@@ -191,7 +200,7 @@ def _compute(judge: Judge, op: StepOp, references: Sequence[Reference], tally: T
         # an error of a later step leaves what the earlier ones said; of a record or the first step, nothing
         query = (
             f"select b.uid, b.source[{len(PREFIX) + 1}:] as name, b.key, b.kind, b.n_media, b.content, b.text_fp, r.media, b.error, "
-            f"b.op as op, {applies_sql(op.kinds, 'b')} as applies from ({' union all by name '.join(parts)}) b "
+            f"b.op as op, {_compared_sql(op, steps)} as applies from ({' union all by name '.join(parts)}) b "
             f"left join {records_sql(held)} r on r.uid = b.uid and r.origin = b.origin order by name, b.key"
         )
         found = held.connection.sql(query).to_arrow_table()
@@ -225,8 +234,8 @@ def _look_at(reference: Reference, op: StepOp, steps: Sequence[StepOp], rows: pa
     if not applies:
         kinds = ", ".join(sorted(set(rows["kind"].to_pylist())))
         raise InfrastructureError(
-            f"step {op.name}: reference {reference.name!r} at {reference.path} holds only {kinds}, and {op.name} compares "
-            f"{', '.join(sorted(op.kinds))}; mend its path, or take it out of the recipe"
+            f"step {op.name}: reference {reference.name!r} at {reference.path} holds only {kinds}, of which "
+            f"{' + '.join(o.name for o in steps)} say nothing that {op.name} compares; mend its path, or take it out of the recipe"
         )
 
 
@@ -250,6 +259,12 @@ def _judge_of(judge: Judge, references: Sequence[Reference], steps: tuple[StepOp
     }
     ledger = Ledger(judge.ledger.store, judge.ledger.log, judge.ledger.lease, lists)
     return Judge(connection, ledger, replace(judge.recipe, ops=steps))
+
+
+def _compared_sql(op: StepOp, steps: Sequence[StepOp]) -> str:
+    """Whether a row of `b` is of a kind that `op` sees and that any of the steps says something about."""
+    said = [applies_sql(o.kinds, "b") for o in steps if o.step.shape != "splitter"]
+    return f"{applies_sql(op.kinds, 'b')} and ({' or '.join(said) or 'true'})"
 
 
 def _needed(recipe: Recipe, op: StepOp) -> tuple[StepOp, ...]:
