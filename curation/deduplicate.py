@@ -99,7 +99,7 @@ def reduce(what: What, population: Population) -> pa.Table:
 
     Raises InfrastructureError where vectors are not those of the column's step, and where `against` names a version that is not there.
     """
-    ladder, kept, held = _open(what, population)
+    ladder, kept, held = open_ladder(what, population)
     taken = ladder.taken
     links = ladder.links({rung: found_or_kept(ladder, kept, rung) for rung in ladder.rungs})
     classes = Classes(taken.code[taken.leader], taken.source[taken.leader]) if what.across == "sources" else None
@@ -109,7 +109,7 @@ def reduce(what: What, population: Population) -> pa.Table:
 
 def pair_keys(what: What, population: Population) -> dict[str, str]:
     """Rung → key under which `Population.pairs` holds its near pairs, where no list was cut (see `stored_pairs`)."""
-    _, kept, _ = _open(what, population)
+    _, kept, _ = open_ladder(what, population)
     return {NAMES[rung]: kept.key(rung) for rung in kept.decides}
 
 
@@ -119,7 +119,7 @@ def stored_pairs(what: What, population: Population) -> dict[str, pa.Table]:
 
     They are those at the rung's anchor: of samples with several media, near in one medium; of copies in equal bytes only one of each unit.
     """
-    ladder, kept, _ = _open(what, population)
+    ladder, kept, _ = open_ladder(what, population)
     tables = {NAMES[rung]: load(ladder, kept, rung) for rung in kept.decides}
     return {
         name: table.filter(pa.array(table["better"].to_numpy() != table["worse"].to_numpy()))
@@ -128,7 +128,8 @@ def stored_pairs(what: What, population: Population) -> dict[str, pa.Table]:
     }
 
 
-def _open(what: What, population: Population) -> tuple[Ladder, Kept, Held]:
+def open_ladder(what: What, population: Population) -> tuple[Ladder, Kept, Held]:
+    """What is compared, under which keys its pairs are stored, and what it is held against: for `reduce`, and for whoever audits it."""
     held = read_keepers(population, what.against, _reads(what)) if what.against else no_keepers(population)
     content = _content(what, population, held.table)
     source = np.full(len(content), NO_SOURCE, np.int32)
@@ -295,6 +296,7 @@ STEP = Step(
     reads=_reads,
     reduce=reduce,
     references=_references,
+    compares=_compared,
     identity=_identity,
     implied=_implied,
     check=_check,

@@ -12,7 +12,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from pipeline import cli_training
+from pipeline import cli_duplicates, cli_training
 from pipeline.console import AsJson, err, out, progress_bars, put_line, short, show_models, table
 from shards.errors import FoveaError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 shards_app = typer.Typer(no_args_is_help=True, help="Look at a dataset.")
 app.add_typer(shards_app, name="shards")
 cli_training.register(app)
+app.command()(cli_duplicates.duplicates)
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--override", help="A YAML file laid over the recipe; may be given again, later ones win.")
@@ -268,8 +269,7 @@ def _scores(event: dict[str, Any]) -> str:
     if "error" in scores:
         return str(scores["error"])
     told = ", ".join(f"{k} {'-' if v is None else short(v)}" for k, v in scores.items())
-    copy = event.get("copy_of")
-    return told + (f"; a copy of {copy['key']} of source {copy['source']}" if copy else "")
+    return told + cli_duplicates.told_of_copies(event)
 
 
 def _open(run: str) -> tuple[Any, Any]:

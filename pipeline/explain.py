@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 from curation.listing import CHILDREN, LISTING
+from curation.reference import parse_label
 from curation.rows import row_schema
 from pipeline.children import ancestors, everybody, records_sql
 from pipeline.curate import verdicts_are_current
 from pipeline.dataset import dataset_url
 from pipeline.ledger import Ledger, first, name, quote
 from pipeline.recipe import Recipe, RuleOp, StepOp
-from pipeline.segments import children_table, fingerprint_sql, splitters, step_table
+from pipeline.segments import children_table, fingerprint_sql, global_schema, global_table, splitters, step_table
 from pipeline.verdicts import Judge
 from shards.errors import LedgerError
 from shards.index import ITEM_FIELDS
@@ -128,9 +129,22 @@ def _life(judge: Judge, verdict: dict[str, Any], listing: dict[str, Any]) -> lis
         scores = _scores(judge, op, min(states.get(i, last), judge.judged), uid)
         applies = bool(_kinds(listing) & op.kinds)
         life.append({"step": op.name, "digest": op.digest, "applies": applies, "scores": scores})
-        if op.op == "deduplicate" and scores is not None and scores["of"] is not None:
-            life[-1]["copy_of"] = _identity(judge, scores["of"])
+        if op.op == "deduplicate" and scores is not None:
+            life[-1].update(_copies(judge, op, uid, scores["of"]))
     return life
+
+
+def _copies(judge: Judge, op: StepOp, uid: str, of: str | None) -> dict[str, Any]:
+    """copy_of: who stands for this sample (uid, source, key), a reference or an earlier version's among them; else stands_for: how many
+    copies of it there are."""
+    if of is None:
+        scan = judge.ledger.scan(judge.connection, judge.global_name(op) or global_table(op, "none"), global_schema(op))
+        (copies,) = first(judge.connection, f'select count(*) from {scan} where "of" = {quote(uid)}')
+        return {"stands_for": int(copies)} if copies else {}
+    reference = parse_label(of)
+    if reference is not None:
+        return {"copy_of": {"uid": of, "source": f"reference {reference[0]}", "key": reference[1]}}
+    return {"copy_of": {"source": "an earlier version", "key": of, **_identity(judge, of)}}
 
 
 def _kinds(listing: dict[str, Any]) -> set[str]:

@@ -213,14 +213,14 @@ class Judge:
         return f"select {', '.join(select)} from {source} b {' '.join(joins)}", columns
 
     def _global_known(self, op: StepOp) -> bool:
-        return self._global_name(op) is not None
+        return self.global_name(op) is not None
 
     def global_scan(self, op: StepOp) -> str:
         """SQL of the step's result for this population; empty if there is none yet."""
-        table = self._global_name(op)
+        table = self.global_name(op)
         return self.scan(table if table is not None else global_table(op, "none"), global_schema(op))
 
-    def _global_name(self, op: StepOp) -> str | None:
+    def global_name(self, op: StepOp) -> str | None:
         """The stored result that holds: of this population, or the newest one when a single sample is judged."""
         tables = self.ledger.log.state.tables()
         if op.digest in self.populations:

@@ -1,0 +1,265 @@
+"""The similarities around a threshold, from the pairs a deduplicate step stored: how many, what moving it would do, the nearest ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.deduplicate import What
+from curation.ladder import EMBEDDING, NAMES, PHASH
+from curation.ladder_pairs import PAIRS, load
+from curation.ladder_search import Pairs
+from curation.population import OneByOne
+from curation.stars import Classes, settle
+from pipeline.duplicates import Member, Opened, members
+from pipeline.duplicates_recall import Recall, recall_of, sampled_rows, true_pairs
+from pipeline.ledger import first
+
+T = TypeVar("T")
+
+SEARCHED_ROWS = 50_000  # of a population for which a moved threshold may search; beyond, only what is stored is walked
+WALKED_ROWS = 5_000_000  # of a population that is walked again at all
+EDGE = 1e-6  # below a threshold a similarity still counts as at it: they are stored as float32
+_GONE = (
+    "its pairs are not stored any more: they are kept for the newest population alone, and another one was curated since; "
+    "curate into a new run to see them"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Stored pairs of similarities from `low` on, up to the next bin's. above: they are at or above the threshold."""
+
+    low: float
+    label: str
+    pairs: int
+    above: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The threshold somewhere else. pairs: stored ones at or above it; copies: that the walk would find, None where it was not tried.
+    more_…: against where it is."""
+
+    label: str
+    value: float
+    here: bool
+    pairs: int
+    more_pairs: int
+    copies: int | None
+    more_copies: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A pair near the threshold. above: at or above it. told: its similarity, as people read it. said: what became of it."""
+
+    better: Member
+    worse: Member
+    similarity: float
+    above: bool
+    told: str
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How a rung's threshold is told and moved.
+
+    field      of the step's What; value: what it says. threshold, floor: as similarities.
+    by         by how much it is moved, in units of the field; width: of a bin, as similarity.
+    bits       the field counts bits that differ: the larger it is, the looser.
+    """
+
+    field: str
+    value: float
+    threshold: float
+    floor: float
+    by: float
+    width: float
+    bits: bool = False
+
+    def similarity(self, value: float) -> float:
+        return 1 - value / 64 if self.bits else value
+
+    def told(self, similarity: float) -> str:
+        return f"{round((1 - similarity) * 64)} of 64 bits" if self.bits else f"{similarity:.4f}"
+
+
+def scale_of(what: What, rung: int, floor: float) -> Scale:
+    """floor: of the rung's search, in its own unit."""
+    if rung == PHASH:
+        return Scale("phash_radius", what.phash_radius, 1 - what.phash_radius / 64, 1 - floor / 64, 1, 1 / 64, True)
+    if rung == EMBEDDING:
+        return Scale("cosine", what.cosine, what.cosine, floor, 0.01, 0.005)
+    return Scale("jaccard", what.jaccard, what.jaccard, floor, 0.02, 0.01)
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One rung of a step around its threshold. setting: as the recipe writes it. missing: why nothing is known of its pairs; else None.
+    pairs: stored at or above `floor`. near: those nearest to the threshold, first above, then below."""
+
+    rung: str
+    setting: str
+    threshold: float
+    floor: float
+    pairs: int = 0
+    bins: Sequence[Bin] = ()
+    moves: Sequence[Move] = ()
+    near: Sequence[Near] = ()
+    recall: Recall | None = None
+    missing: str | None = None
+
+
+def rungs_of(step: Opened, borders: int = 12, sample: int = 500, seed: int = 0) -> list[Rung]:
+    """Every rung of a step that has a threshold, in the order of the ladder.
+
+    borders: pairs shown on each side. sample: rows that are compared with all others by brute force (0: none), drawn by `seed`.
+    """
+    ladder, kept = step.ladder, step.kept
+    scales = {rung: scale_of(step.op.what, rung, kept.floors[rung]) for rung in ladder.rungs}
+    tables = {rung: load(ladder, kept, rung) for rung in ladder.rungs}
+    held = {rung: _pairs(table) for rung, table in tables.items() if table is not None}
+    found = []
+    for rung, scale in scales.items():
+        empty = Rung(NAMES[rung], f"{scale.field}: {scale.value:g}", scale.threshold, scale.floor)
+        if rung not in held:
+            found.append(replace(empty, missing=_GONE if step.population.samples else "no sample reached it"))
+            continue
+        pairs, view = held[rung], f"audit_{NAMES[rung]}"
+        listed = pa.table({"better": pairs.better, "worse": pairs.worse, "similarity": pairs.similarity})
+        step.connection.register(view, listed.filter(pc.greater_equal(listed["similarity"], scale.floor - EDGE)))
+        found.append(
+            replace(
+                empty,
+                pairs=int(first(step.connection, f"select count(*) from {view}")[0]),
+                bins=_bins(step, view, scale),
+                moves=_moves(step, view, scale, held if len(held) == len(scales) else None),
+                near=_near(step, view, scale, borders),
+                recall=_recall(step, rung, view, scale, pairs.cut, sample, seed) if sample else None,
+            )
+        )
+        step.connection.unregister(view)
+    return found
+
+
+def _pairs(table: pa.Table) -> Pairs:
+    """As a search gives them: a stored row in a pair with itself says that it has more near ones than are listed."""
+    better, worse, similarity = (table[name].to_numpy() for name in PAIRS.names)
+    listed = better != worse
+    return Pairs(better[listed], worse[listed], similarity[listed], worse[~listed])
+
+
+def _recall(step: Opened, rung: int, view: str, scale: Scale, cut: np.ndarray, sample: int, seed: int) -> Recall:
+    uids = step.held.table["uid"]
+    rows, among = sampled_rows(step.ladder, rung, uids, sample, seed)
+    truth = true_pairs(step.ladder, rung, rows, scale.floor)
+    return recall_of(step.connection, view, truth, rows, among, scale.threshold - EDGE, cut, lambda pairs: _named(step, scale, pairs))
+
+
+def _bins(step: Opened, pairs: str, scale: Scale) -> list[Bin]:
+    place = f"floor((similarity - {scale.threshold!r}) / {scale.width!r} + 1e-4)::bigint"
+    found = dict(step.connection.execute(f"select {place}, count(*) from {pairs} group by 1").fetchall())
+    if not found:
+        return []
+    bins = []
+    for n in range(round((scale.floor - scale.threshold) / scale.width), max(max(found), 0) + 1):
+        low = scale.threshold + n * scale.width
+        label = str(round((1 - low) * 64)) if scale.bits else f"{low:.3f}"
+        bins.append(Bin(low, label, int(found.get(n, 0)), n >= 0))
+    return bins
+
+
+def _moves(step: Opened, pairs: str, scale: Scale, held: dict[int, Pairs] | None) -> list[Move]:
+    """The threshold where it is and up to four steps to each side, from strict to loose. held: the pairs of all rungs, if all are there."""
+    here = round(scale.value, 6)
+    values = [round(scale.value + n * scale.by, 6) for n in range(-4, 5)]
+    values = [v for v in values if v > 0 and scale.floor - EDGE <= scale.similarity(v) <= 1 + EDGE]
+    values.sort(key=scale.similarity, reverse=True)
+    asked = ", ".join(f"count(*) filter (where similarity >= {scale.similarity(v) - EDGE!r})" for v in values)
+    counted = dict(zip(values, first(step.connection, f"select {asked} from {pairs}"), strict=True))
+    copies = {v: _copies(step, scale, v, held) if held is not None else None for v in values}
+    found = []
+    for v in values:
+        now, then = copies[here], copies[v]
+        more = None if now is None or then is None else then - now
+        found.append(Move(f"{v:g}", v, v == here, counted[v], counted[v] - counted[here], then, more))
+    return found
+
+
+def _copies(step: Opened, scale: Scale, value: float, held: dict[int, Pairs]) -> int | None:
+    """How many copies there are with a threshold elsewhere, by the step's own walk over stored pairs; None where that would need a
+    cluster to search anew what stays of rows with very many near ones."""
+    ladder, taken = step.ladder, step.ladder.taken
+    rows = step.population.table.num_rows
+    if rows > WALKED_ROWS:
+        return None
+    limits = replace(step.op.what, **{scale.field: int(value) if scale.bits else value}).limits
+    workers = OneByOne() if rows <= SEARCHED_ROWS else _Nobody()
+    moved = replace(ladder, limits=limits, population=replace(ladder.population, workers=workers), cut={})
+    classes = Classes(taken.code[taken.leader], taken.source[taken.leader]) if ladder.across == "sources" else None
+    try:
+        stars = settle(taken.units, moved.links(held), taken.fixed[taken.leader], moved.again, classes)
+    except _Work:
+        return None
+    unit = taken.unit[: step.population.samples]
+    gone = (stars.of[unit] >= 0) | (taken.leader[unit] != np.arange(len(unit)))
+    return int((gone & ~taken.fixed[: len(unit)]).sum())
+
+
+def _near(step: Opened, pairs: str, scale: Scale, borders: int) -> list[Near]:
+    """`borders` pairs on each side, each worse sample once; of equally near ones those with the least hash, which favours no source."""
+    found: list[tuple[int, int, float]] = []
+    for side, order in ((">=", "asc"), ("<", "desc")):
+        mixed = "md5(better || '-' || worse)"
+        nearest = (
+            f"select better, worse, similarity, {mixed} as mixed from {pairs} where similarity {side} {scale.threshold - EDGE!r} "
+            f"order by similarity {order}, mixed, better, worse limit {50 * borders}"
+        )
+        once = f"qualify row_number() over (partition by worse order by similarity {order}, mixed, better) = 1"
+        query = f"select better, worse, similarity from ({nearest}) {once} order by similarity {order}, mixed limit {borders}"
+        found += step.connection.execute(query).fetchall()
+    return _named(step, scale, found)
+
+
+def _named(step: Opened, scale: Scale, pairs: Sequence[tuple[int, int, float]]) -> list[Near]:
+    """Pairs of rows with who they are."""
+    uids = step.held.table["uid"]
+    named = [(str(uids[better].as_py()), str(uids[worse].as_py()), float(s)) for better, worse, s in pairs]
+    known = members(step, [uid for a, b, _ in named for uid in (a, b)])
+    return [
+        Near(known[a], known[b], s, s >= scale.threshold - EDGE, scale.told(s), _said(known[a], known[b])) for a, b, s in named
+    ]  # fmt: skip
+
+
+def _said(better: Member, worse: Member) -> str:
+    if worse.of == better.uid:
+        return f"a copy by {worse.rung}"
+    if worse.of is not None and worse.of == better.of:
+        return f"both copies of {short_key(worse.of)}"
+    if worse.of is not None:
+        return "the second is a copy of another"
+    return "the first is a copy itself" if better.of is not None else "both stay"
+
+
+def short_key(uid: str) -> str:
+    return f"{uid[:12]}…"
+
+
+class _Work(Exception):
+    """A search that an audit does not do."""
+
+
+class _Nobody:
+    """Workers that do nothing: an audit of a large population reads what is stored."""
+
+    cpus = 1
+
+    def map(self, function: Callable[..., T], tasks: Iterable[Sequence[Any]], *, gpus: float = 0.0) -> Iterator[T]:
+        raise _Work
