@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -243,7 +244,8 @@ def duplicates(op: StepOp, population: list[Made]) -> dict[str, str | None]:
                    ("sha256", pa.list_(pa.string())), ("phash", pa.list_(pa.uint64()))]),
     )  # fmt: skip
     assert DEDUPLICATE.reduce is not None
-    result = DEDUPLICATE.reduce(op.what, population_of(table, Path("unused")))
+    with tempfile.TemporaryDirectory() as scratch:
+        result = DEDUPLICATE.reduce(op.what, population_of(table, Path(scratch)))
     return dict(zip(result["uid"].to_pylist(), result["of"].to_pylist(), strict=True))
 
 
