@@ -15,6 +15,7 @@ from curation.ladder_held import Held, check_version, no_keepers, read_keepers, 
 from curation.ladder_pairs import Kept, found_or_kept, load, what_decides
 from curation.ladder_search import Ladder
 from curation.ladder_units import NO_SOURCE, Taken, content_codes, domains, take
+from curation.near import MOST
 from curation.near_vectors import Search
 from curation.ordering import order_columns, ordered
 from curation.population import Population
@@ -36,6 +37,7 @@ class What:
     sha256        equal bytes are copies.
     phash_radius  pictures whose perceptual hashes differ in at most so many of 64 bits are copies (0..16; 0 = off).
     phash_floor   radius within which pairs are looked for and stored, 0 = a little more. Changes no verdict: not digested.
+    flips, rotations  a picture that is mirrored, or turned by quarters, counts as the nearest of its orientations (hashes only).
     embedding     column of vectors of pictures ("embedding", "clip_embedding"); "" = off.
     cosine        pictures whose vectors have at least this cosine are copies (0.5..1). cosine_floor: as phash_floor.
     lists, probes, seed  of the search among vectors (curation/near_vectors.py): 0 lists = as many as the number of vectors asks for.
@@ -54,6 +56,8 @@ class What:
     sha256: bool = True
     phash_radius: int = 4
     phash_floor: int = 0
+    flips: bool = False
+    rotations: bool = False
     embedding: str = ""
     cosine: float = 0.95
     cosine_floor: float = 0.0
@@ -76,6 +80,8 @@ class What:
             self.phash_radius if self.media and self.phash_radius else -1,
             self.cosine if self.media and self.embedding else 2.0,
             self.jaccard if self.on != "media" and self.texts else 2.0,
+            self.flips,
+            self.rotations,
         )
 
     @property
@@ -130,7 +136,7 @@ def stored_pairs(what: What, population: Population) -> dict[str, pa.Table]:
 
 def open_ladder(what: What, population: Population) -> tuple[Ladder, Kept, Held]:
     """What is compared, under which keys its pairs are stored, and what it is held against: for `reduce`, and for whoever audits it."""
-    held = read_keepers(population, what.against, _reads(what)) if what.against else no_keepers(population)
+    held = read_keepers(population, what.against) if what.against else no_keepers(population)
     content = _content(what, population, held.table)
     source = np.full(len(content), NO_SOURCE, np.int32)
     if what.across != "all":
@@ -147,7 +153,10 @@ def open_ladder(what: What, population: Population) -> tuple[Ladder, Kept, Held]
         limits=what.limits,
         search=Search(what.lists, what.probes, what.seed),
         population=population,
+        most=MOST,
     )
+    for vectors in (content.vectors, content.signatures):
+        held = held.told(vectors, population.samples)
     compared = {name: population.digests.get(name, "") for name in _compared(what)}
     floors = {
         PHASH: float(max(what.phash_floor, what.phash_radius) if what.phash_floor else radius_floor(what.phash_radius)),
@@ -155,7 +164,7 @@ def open_ladder(what: What, population: Population) -> tuple[Ladder, Kept, Held]
         TEXT: similarity_floor(what.jaccard),
     }
     sorts: list[object] = [what.keep_best, [[name, population.digests.get(name, "")] for name in order_columns(what.keep_best)]]
-    return ladder, Kept(floors, what_decides(ladder, compared, held.digest, []), sorts), held
+    return ladder, Kept(floors, what_decides(ladder, compared, held.digest), sorts), held
 
 
 def _content(what: What, population: Population, table: pa.Table) -> Content:
@@ -229,9 +238,7 @@ def _columns(what: What) -> list[Column]:
     return [
         Column("of", pa.string(), kinds, doc="uid of the kept sample it is a copy of, or reference:<name>/<key>; null for an original"),
         Column("rung", pa.string(), kinds, doc="what gave the copy away: sha256, phash, embedding or text"),
-        Column(
-            "similarity", pa.float64(), kinds, doc="1 for equal bytes, 1 - distance / 64 for phash, else cosine or Jaccard"
-        ),
+        Column("similarity", pa.float64(), kinds, doc="1 for equal bytes, 1 - distance / 64 for phash, else cosine or Jaccard"),
         Column("group", pa.string(), kinds, doc="what `of` is; its own uid for an original"),
     ]
 

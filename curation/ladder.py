@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.orientations import orientations
 from curation.vectors import Vectors
 
 SHA256, PHASH, EMBEDDING, TEXT = range(4)  # rungs, the strongest first
@@ -21,11 +22,13 @@ AT_ONCE = 65_536  # pairs compared by their vectors
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """radius: of 64 bits, -1 = off. cosine, jaccard: above 1 = off."""
+    """radius: of 64 bits, -1 = off; flips, rotations: whether mirrored and turned pictures count. cosine, jaccard: above 1 = off."""
 
     radius: int = -1
     cosine: float = 2.0
     jaccard: float = 2.0
+    flips: bool = False
+    rotations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,45 +120,54 @@ def whole_codes(content: Content, rows: np.ndarray, media: int, text: bool) -> n
 
 
 def relate(
-    content: Content, a: np.ndarray, b: np.ndarray, media: int, text: bool, radius: int, cosine: float, jaccard: float
+    content: Content, a: np.ndarray, b: np.ndarray, media: int, text: bool, limits: Thresholds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(bool: near, rung int8, similarity float32) of row pairs of `media` media each, near in every one of them and with `text` in text.
 
-    The rung is the weakest that a medium needs, the similarity the least of all parts. radius < 0, cosine > 1: rungs that are off.
+    The rung is the weakest that a medium needs, the similarity the least of all parts.
     """
     near = np.ones(len(a), bool)
     rung, similarity = np.zeros(len(a), np.int8), np.ones(len(a), np.float32)
     for medium in range(media):
         at = np.flatnonzero(near)
-        found, alike = _medium(content, a[at], b[at], medium, radius, cosine)
+        found, alike = _medium(content, a[at], b[at], medium, limits)
         near[at] = found >= 0
         rung[at] = np.maximum(rung[at], found)
         similarity[at] = np.minimum(similarity[at], alike)
     if text:
         at = np.flatnonzero(near)
         alike = _texts(content, a[at], b[at])
-        near[at] = alike >= np.float32(jaccard)
+        near[at] = alike >= np.float32(min(limits.jaccard, 1.0))  # off: equal texts only
         similarity[at] = np.minimum(similarity[at], alike)
     return near, rung, similarity
 
 
-def _medium(content: Content, a: np.ndarray, b: np.ndarray, medium: int, radius: int, cosine: float) -> tuple[np.ndarray, np.ndarray]:
+def _medium(content: Content, a: np.ndarray, b: np.ndarray, medium: int, limits: Thresholds) -> tuple[np.ndarray, np.ndarray]:
     """(int8 rung, -1: not near; float32 similarity) by the strongest rung."""
     x, y = content.start[a] + medium, content.start[b] + medium
     rung, similarity = np.full(len(a), -1, np.int8), np.zeros(len(a), np.float32)
     equal = (content.bytes[x] >= 0) & (content.bytes[x] == content.bytes[y])
     rung[equal], similarity[equal] = SHA256, 1.0
-    distance = np.bitwise_count(content.hash[x] ^ content.hash[y])
-    close = ~equal & content.hashed[x] & content.hashed[y] & (distance <= radius)
-    rung[close], similarity[close] = PHASH, 1 - distance[close].astype(np.float32) / 64
-    if content.vectors is not None and cosine <= 1:
+    apart = distances(content.hash[x], content.hash[y], limits)
+    close = ~equal & content.hashed[x] & content.hashed[y] & (apart <= limits.radius)
+    rung[close], similarity[close] = PHASH, 1 - apart[close].astype(np.float32) / 64
+    if content.vectors is not None and limits.cosine <= 1:
         left = np.flatnonzero(rung < 0)
         i, j = content.vector_ids(a[left], medium), content.vector_ids(b[left], medium)
         both = (i >= 0) & (j >= 0)
         left, alike = left[both], cosines(content.vectors, i[both], j[both])
-        enough = alike >= np.float32(cosine)
+        enough = alike >= np.float32(limits.cosine)
         rung[left[enough]], similarity[left[enough]] = EMBEDDING, alike[enough]
     return rung, similarity
+
+
+def distances(a: np.ndarray, b: np.ndarray, limits: Thresholds) -> np.ndarray:
+    """uint8: bits in which hashes differ, of the nearest orientation; a and b broadcast."""
+    turned = orientations(a.reshape(-1), limits.flips, limits.rotations)
+    apart = np.bitwise_count(turned[:, 0].reshape(a.shape) ^ b)
+    for k in range(1, turned.shape[1]):
+        np.minimum(apart, np.bitwise_count(turned[:, k].reshape(a.shape) ^ b), out=apart)
+    return apart
 
 
 def _texts(content: Content, a: np.ndarray, b: np.ndarray) -> np.ndarray:

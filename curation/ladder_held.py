@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.population import Population
+from curation.vectors import Vectors
 from shards.errors import InfrastructureError, ShardError
 from shards.reader import Dataset
 from shards.sample import digest_of
 
 log = logging.getLogger("fovea")
 
+AT_ONCE = 8_192  # vectors read for a digest
 _VERSION = re.compile(r"v-[0-9a-f]{4,64}")
 
 
@@ -30,6 +32,16 @@ class Held:
     fixed: np.ndarray
     reference: np.ndarray
     digest: str
+
+    def told(self, vectors: Vectors | None, samples: int) -> Held:
+        """With the vectors of the references, which are rows from `samples` on, in its digest."""
+        if vectors is None or vectors.rows <= samples:
+            return self
+        content = hashlib.sha256(self.digest.encode())
+        ids = np.concatenate([np.arange(samples, vectors.rows), vectors.rows + np.flatnonzero(vectors.owner >= samples)])
+        for start in range(0, len(ids), AT_ONCE):
+            content.update(np.ascontiguousarray(vectors.take(ids[start : start + AT_ONCE])).data)
+        return replace(self, digest=content.hexdigest())
 
 
 def version_of(against: str) -> str:
@@ -53,11 +65,11 @@ def no_keepers(population: Population) -> Held:
     return Held(population.table, reference, reference, _digest(population, ""))
 
 
-def read_keepers(population: Population, against: str, columns: Sequence[str]) -> Held:
+def read_keepers(population: Population, against: str) -> Held:
     """With the samples of a version fixed. Those that the population has no more take part with what its index says of them: the sha256
     of their media, and their phash where it is a score there; they have no vectors and no signatures, and a warning tells how many.
 
-    columns: those of the table that deduplicate reads. Raises InfrastructureError where the version is not there.
+    Raises InfrastructureError where the version is not there.
     """
     dataset = _opened(population, against)
     index = _index(dataset)

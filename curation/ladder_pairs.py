@@ -75,9 +75,9 @@ def found_or_kept(ladder: Ladder, kept: Kept, rung: int) -> Pairs:
     return found
 
 
-def what_decides(ladder: Ladder, digests: dict[str, str], held: str, radius_tells: list[object]) -> dict[int, list[object]]:
+def what_decides(ladder: Ladder, digests: dict[str, str], held: str) -> dict[int, list[object]]:
     """`Kept.decides` of the rungs. digests: of the steps that wrote the columns compared. held: digest of what is fixed."""
-    common = [ladder.on, ladder.across, ladder.most, sorted(digests.items()), held]
-    search = [ladder.search.lists, ladder.search.probes, ladder.search.seed]
-    own = {PHASH: radius_tells, EMBEDDING: search}
+    common: list[object] = [ladder.on, ladder.across, ladder.most, sorted(digests.items()), held]
+    search: list[object] = [ladder.search.lists, ladder.search.probes, ladder.search.seed]
+    own: dict[int, list[object]] = {PHASH: [ladder.limits.flips, ladder.limits.rotations], EMBEDDING: search}
     return {rung: [*common, own.get(rung, [])] for rung in ladder.rungs}

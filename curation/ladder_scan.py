@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curation.ladder import Content, Thresholds, relate
+from curation.ladder import Content, Thresholds, distances, relate
 from curation.ladder_units import NO_SOURCE, Domain, Taken
 
 ASKED = 256
@@ -28,7 +28,7 @@ def scan(
         for start in range(0, len(rows), BESIDE):
             others = rows[start : start + BESIDE]
             i, j = np.nonzero(_maybe(content, taken, domain, mine, others, sources, limits))
-            near, _, _ = relate(content, mine[i], others[j], domain.media, domain.text, limits.radius, limits.cosine, limits.jaccard)
+            near, _, _ = relate(content, mine[i], others[j], domain.media, domain.text, limits)
             i, j = i[near], j[near]
             order = np.argsort(taken.rank[others[j]], kind="stable")
             first, place = np.unique(i[order], return_index=True)
@@ -56,7 +56,7 @@ def _maybe(
         near = (content.bytes[x][:, None] == content.bytes[y][None, :]) & (content.bytes[x] >= 0)[:, None]
         if limits.radius >= 0:
             hashed = content.hashed[x][:, None] & content.hashed[y][None, :]
-            near |= hashed & (np.bitwise_count(content.hash[x][:, None] ^ content.hash[y][None, :]) <= limits.radius)
+            near |= hashed & (distances(content.hash[x][:, None], content.hash[y][None, :], limits) <= limits.radius)
         if content.vectors is not None and limits.cosine <= 1:
             i, j = content.vector_ids(mine, medium), content.vector_ids(others, medium)
             a, b = np.flatnonzero(i >= 0), np.flatnonzero(j >= 0)

@@ -11,8 +11,9 @@ from curation.hamming import near_hashes
 from curation.ladder import EMBEDDING, PHASH, SHA256, TEXT, TEXTS, Content, Thresholds, cosines, equal_pairs, relate
 from curation.ladder_scan import scan
 from curation.ladder_units import NO_SOURCE, Domain, Taken
-from curation.near import MOST
+from curation.near import MOST, Found
 from curation.near_vectors import EXACT, Search, near_vectors
+from curation.orientations import near_oriented
 from curation.population import Population
 from curation.stars import Links, Stars, links_of
 from curation.text_pairs import near_signatures
@@ -116,7 +117,7 @@ class Ladder:
         if len(rows) < 2 or (asked is not None and not asked.any()):
             return Pairs.joined([])
         if rung == PHASH:
-            found = near_hashes(content.hash[ids], rank, fixed, int(floor), workers, scratch, queries=asked, most=self.most)
+            found = self._near_hashes(content.hash[ids], rank, fixed, int(floor), asked)
         elif rung == TEXT:
             assert content.signatures is not None
             found = near_signatures(content.signatures, ids, rank, fixed, floor, workers, scratch, queries=asked, most=self.most)
@@ -129,6 +130,12 @@ class Ladder:
                 content.vectors, ids, rank, fixed, floor, search, workers, scratch, queries=asked, most=self.most, gpus=gpus
             )
         return Pairs(rows[found.better], rows[found.worse], found.similarity, rows[found.cut])
+
+    def _near_hashes(self, hashes: np.ndarray, rank: np.ndarray, fixed: np.ndarray, radius: int, asked: np.ndarray | None) -> Found:
+        workers, scratch, flips, rotations = self.population.workers, self.population.scratch, self.limits.flips, self.limits.rotations
+        if flips or rotations:
+            return near_oriented(hashes, rank, fixed, radius, flips, rotations, workers, scratch, queries=asked, most=self.most)
+        return near_hashes(hashes, rank, fixed, radius, workers, scratch, queries=asked, most=self.most)
 
     def _equal(self, domain: Domain) -> Pairs:
         """Rows of a domain that have more to compare than the anchor, and equal ones there."""
@@ -151,13 +158,13 @@ class Ladder:
         parts = [(taken.unit[a[near]], taken.unit[b[near]], similarity[near], np.full(int(near.sum()), rung, np.int8))]
         for k in np.unique(media[~alone]).tolist():
             at = np.flatnonzero(~alone & (media == k))
-            good, by, alike = relate(content, a[at], b[at], k, self.on == "both", limits.radius, limits.cosine, limits.jaccard)
+            good, by, alike = relate(content, a[at], b[at], k, self.on == "both", limits)
             parts.append((taken.unit[a[at[good]]], taken.unit[b[at[good]]], alike[good], by[good]))
         return parts
 
     def _scan(self, domain: Domain, rows: np.ndarray, asked: np.ndarray) -> Part:
         a, b = scan(self.content, self.taken, domain, rows, asked, self.across == "sources", self.limits)
-        _, rung, alike = relate(self.content, a, b, domain.media, domain.text, self.limits.radius, self.limits.cosine, self.limits.jaccard)
+        _, rung, alike = relate(self.content, a, b, domain.media, domain.text, self.limits)
         return self.taken.unit[a], self.taken.unit[b], alike, np.full(len(a), TEXT, np.int8) if self.on == "texts" else rung
 
     def _blobs(self, domain: Domain, rows: np.ndarray, stars: Stars) -> list[Part]:
