@@ -1,129 +1,204 @@
-"""All pairs of 64-bit hashes within a Hamming radius: exact, found through buckets of bit bands, handed out in bounded chunks."""
+"""All pairs of 64-bit hashes within a Hamming radius: exact, found through buckets of bit bands, spread over workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import combinations
-from math import comb
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
 
-import numba
 import numpy as np
+import xxhash
 
-BITS = 64
-WIDEST_BAND = 22  # bits; a band has 2**bits buckets
+from curation.hamming_tables import BITS, build_tables, load_tables
+from curation.hamming_walk import NONE, walk
+from curation.near import MOST, Found
+from curation.population import Workers
+
+VERSION = 1  # of what the files in scratch hold
+TASK = 131_072  # hashes looked up by a task: at most MOST pairs of 8 bytes each, 134 MB
+FURTHEST = 16
+
+_SHARED = ("leads", "following", "below", "who", "asked")  # beside the tables
+
+Variants = Callable[[np.ndarray], np.ndarray]
 
 
-def near_pairs(hashes: np.ndarray, radius: int, chunk: int = 1 << 22) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Every pair i < j with popcount(hashes[i] ^ hashes[j]) ≤ radius, once: chunks of (i int64, j int64, distance int64).
+def near_hashes(
+    hashes: np.ndarray,
+    rank: np.ndarray,
+    fixed: np.ndarray,
+    radius: int,
+    workers: Workers,
+    scratch: Path,
+    queries: np.ndarray | None = None,
+    most: int = MOST,
+) -> Found:
+    """Every pair with popcount(hashes[i] ^ hashes[j]) ≤ radius, of each the `most` best-ranked betters; similarity 1 − distance / 64.
 
-    hashes: uint64 (n,). Pairs come grouped by i, and i never falls: a chunk ends between two values of i, so whoever walks the hashes in
-    order has seen all pairs (k, i) with k < i before the first pair (i, j). A chunk holds about `chunk` pairs, or all those of one i.
+    hashes: uint64 (m,), equal ones welcome. rank: int64 (m,), no two alike, 0 is best. fixed: bool (m,): no pair of two of them; they rank
+    before all others. queries: bool (m,): only pairs with an end in it. radius: 0..16 bits.
 
-    Pigeonhole: 64 bits cut into m bands differ by ≤ radius // m in at least one of them. Each band is a table of buckets that is asked for
-    every value within that many bits; a pair that several bands find is given by the first of them. m is chosen by the expected work.
-    Raises ValueError for a radius outside 0..16.
+    A pure function of the set {(hash, rank, fixed, query)}. Tables and the answers of tasks lie in `scratch`; answers that are there
+    already are used. At most m · most pairs come back, and joining them takes 28 bytes for each. Raises ValueError.
     """
-    if not 0 <= radius <= 16:
-        raise ValueError(f"radius {radius} is outside 0..16")
-    hashes = np.ascontiguousarray(hashes, dtype=np.uint64)
-    n = len(hashes)
-    if n < 2:
+    return near_variants(hashes, rank, fixed, radius, _itself, "", workers, scratch, queries, most)
+
+
+def near_variants(
+    hashes: np.ndarray,
+    rank: np.ndarray,
+    fixed: np.ndarray,
+    radius: int,
+    variants: Variants,
+    name: str,
+    workers: Workers,
+    scratch: Path,
+    queries: np.ndarray | None = None,
+    most: int = MOST,
+) -> Found:
+    """`near_hashes` where a hash stands for several: the distance of two is that of the one to the nearest variant of the other.
+
+    variants: uint64 (k,) -> uint64 (k, v), of a module's top level; name: what it is, among the files in scratch. It must make a group of
+    changes that keep distances (permuted bits, inverted bits): then it does not matter which of two is varied.
+    """
+    hashes = np.ascontiguousarray(hashes, np.uint64)
+    fixed = np.asarray(fixed, bool)
+    _check(hashes, rank, fixed, radius, most, queries)
+    order = np.argsort(rank, kind="stable")
+    hashes, free = hashes[order], ~fixed[order]
+    if not np.all(free[:-1] <= free[1:]):
+        raise ValueError("fixed hashes must rank before all others")
+    folders = []
+    if queries is None:
+        folders.append(_search(hashes, free, np.ones(len(hashes), bool), radius, most, variants, name, workers, scratch))
+    else:
+        wanted = np.asarray(queries, bool)[order]
+        folders.append(_search(hashes, free & wanted, np.ones(len(hashes), bool), radius, most, variants, name, workers, scratch))
+        folders.append(_search(hashes, free & ~wanted, wanted, radius, most, variants, name, workers, scratch))
+    return _joined([file for files in folders for file in files], hashes, order, variants)
+
+
+def _check(hashes: np.ndarray, rank: np.ndarray, fixed: np.ndarray, radius: int, most: int, queries: np.ndarray | None) -> None:
+    if not 0 <= radius <= FURTHEST:
+        raise ValueError(f"radius {radius} is outside 0..{FURTHEST}")
+    if most < 1:
+        raise ValueError(f"most {most} is below 1")
+    if len(hashes) >= NONE:
+        raise ValueError(f"{len(hashes)} hashes are more than the {NONE - 1} that are counted in 32 bits")
+    for what, values in (("rank", rank), ("fixed", fixed), ("queries", queries)):
+        if values is not None and len(values) != len(hashes):
+            raise ValueError(f"{len(hashes)} hashes, but {what} of {len(values)}")
+
+
+def _search(
+    hashes: np.ndarray,
+    asking: np.ndarray,
+    held: np.ndarray,
+    radius: int,
+    most: int,
+    variants: Variants,
+    name: str,
+    workers: Workers,
+    scratch: Path,
+) -> list[Path]:
+    """Files with what each of `asking` has near it and before it in `held`. hashes in order of rank; asking, held: bool over them."""
+    count, kept = int(asking.sum()), int(held.sum())
+    if not count or not kept:
+        return []
+    digest = xxhash.xxh3_128(repr((VERSION, TASK, radius, most, name, len(hashes))).encode())
+    for array in (hashes, asking, held):
+        digest.update(array.data)
+    folder = Path(scratch) / f"hashes-{digest.hexdigest()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number:06d}.npz" for number in range(-(-count // TASK))]
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    if missing:
+        _lay_out(folder, hashes, asking, held, radius)
+        for _ in workers.map(_look_up, [(str(folder), number, radius, most, variants) for number in missing]):
+            pass
+        shutil.rmtree(folder / "tables", ignore_errors=True)
+    return files
+
+
+def _lay_out(folder: Path, hashes: np.ndarray, asking: np.ndarray, held: np.ndarray, radius: int) -> None:
+    """What all tasks read: the tables, the places that share a hash, and who asks, in order of hash."""
+    for torn in folder.glob("*.part"):
+        shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
+    places = np.flatnonzero(held)
+    places = places[np.argsort(hashes[places], kind="stable")].astype(np.uint32)
+    sorted_hashes = hashes[places]
+    leading = np.ones(len(places), bool)
+    leading[1:] = sorted_hashes[1:] != sorted_hashes[:-1]
+    following = np.full(len(hashes), NONE, np.uint32)
+    following[places[:-1][~leading[1:]]] = places[1:][~leading[1:]]
+    leads = np.sort(places[leading])
+    below = np.zeros(len(hashes) + 1, np.uint32)
+    below[leads + np.uint32(1)] = 1
+    np.cumsum(below, out=below)
+    who = np.flatnonzero(asking)
+    who = who[np.argsort(hashes[who], kind="stable")].astype(np.uint32)
+    build_tables(folder / "tables", hashes[leads], radius, len(who))
+    for name, values in (("leads", leads), ("following", following), ("below", below), ("who", who), ("asked", hashes[who])):
+        with _whole(folder / "tables" / f"{name}.npy") as file:
+            np.save(file, values)
+
+
+def _look_up(folder: str, number: int, radius: int, most: int, variants: Variants) -> None:
+    """A task: what the hashes number · TASK … have near them, as (pairs uint64: better place << 32 | worse place; cut uint32: places)."""
+    file = Path(folder) / f"{number:06d}.npz"
+    if file.exists():
         return
-    bands = choose_bands(n, radius)
-    edges = np.linspace(0, BITS, bands + 1).astype(np.int64)
-    shifts, widths = edges[:-1].copy(), np.diff(edges)
-    flips = [_flips(int(width), radius // bands) for width in widths]
-    flip_starts = np.cumsum([0, *map(len, flips)]).astype(np.int64)
-    tables = [_buckets(hashes, int(shift), int(width)) for shift, width in zip(shifts, widths, strict=True)]
-    members = np.concatenate([order for order, _ in tables])
-    starts = np.concatenate([start for _, start in tables])
-    table_starts = np.cumsum([0, *(len(start) for _, start in tables)]).astype(np.int64)
-    arguments = (hashes, radius, radius // bands, shifts, widths, np.concatenate(flips), flip_starts, members, starts, table_starts)
-    room = chunk
-    first = 0
-    while first < n:
-        left, right, distance = (np.empty(room, np.int64) for _ in range(3))
-        filled, after = _search(first, *arguments, left, right, distance)
-        if after == first:  # one hash alone has more neighbours than fit
-            room *= 2
-            continue
-        if filled:
-            yield left[:filled], right[:filled], distance[:filled]
-        first, room = after, chunk
+    shared = Path(folder) / "tables"
+    mapped = {name: np.asarray(np.load(shared / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in _SHARED}
+    mine = slice(number * TASK, (number + 1) * TASK)
+    hashes, places = mapped["asked"][mine], mapped["who"][mine]
+    varied = variants(hashes)
+    arguments = (load_tables(shared), mapped["leads"], mapped["following"], mapped["below"], hashes, varied, places, radius, most)
+    pairs, cut = np.empty(4 * len(hashes), np.uint64), np.empty(len(hashes), np.uint32)
+    done = filled = cuts = 0
+    while True:
+        done, more, more_cuts = walk(*arguments, done, pairs[filled:], cut[cuts:])
+        filled, cuts = filled + more, cuts + more_cuts
+        if done == len(hashes):
+            break
+        pairs = np.concatenate([pairs[:filled], np.empty(len(pairs) + most * TASK // 8, np.uint64)])
+    with _whole(file) as out:
+        np.savez(out, pairs=pairs[:filled], cut=cut[:cuts])
 
 
-def choose_bands(n: int, radius: int) -> int:
-    """The number of bands with the least expected work for n evenly spread hashes: buckets asked for and hashes compared."""
-    best, least = radius + 1, float("inf")
-    for bands in range(1, radius + 2):
-        width = -(-BITS // bands)
-        if width > WIDEST_BAND:
-            continue
-        asked = sum(comb(width, k) for k in range(radius // bands + 1))
-        work = bands * (n * asked * (1.0 + n / 2.0 ** (BITS // bands)) + 2.0**width)
-        if work < least:
-            best, least = bands, work
-    return max(best, -(-BITS // WIDEST_BAND))
+def _joined(files: list[Path], hashes: np.ndarray, order: np.ndarray, variants: Variants) -> Found:
+    """No pair is in two files: a place asks in one task."""
+    pairs, cuts = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
+    for file in files:
+        with np.load(file, allow_pickle=False) as found:
+            pairs.append(found["pairs"])
+            cuts.append(found["cut"])
+    joined = np.concatenate(pairs)
+    pairs.clear()
+    joined.sort()
+    similarity = np.empty(len(joined), np.float32)
+    better, worse = np.empty(len(joined), np.int64), np.empty(len(joined), np.int64)
+    for begin in range(0, len(joined), TASK):
+        part = slice(begin, begin + TASK)
+        a, b = joined[part] >> np.uint64(32), joined[part] & np.uint64(NONE)
+        similarity[part] = 1.0 - np.bitwise_count(variants(hashes[a]) ^ hashes[b][:, None]).min(axis=1) / BITS
+        better[part], worse[part] = order[a], order[b]
+    cut = np.zeros(len(hashes), bool)
+    cut[order[np.concatenate(cuts)]] = True
+    return Found(better, worse, similarity, cut)
 
 
-def _flips(width: int, radius: int) -> np.ndarray:
-    masks = [sum(1 << bit for bit in bits) for k in range(radius + 1) for bits in combinations(range(width), k)]
-    return np.array(masks, dtype=np.int64)
+def _itself(hashes: np.ndarray) -> np.ndarray:
+    return hashes[:, None]
 
 
-def _buckets(hashes: np.ndarray, shift: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Members ordered by bucket, ascending within each, and where each bucket starts."""
-    values = ((hashes >> np.uint64(shift)) & np.uint64((1 << width) - 1)).astype(np.int64)
-    order = np.argsort(values, kind="stable")
-    starts = np.zeros((1 << width) + 1, np.int64)
-    np.cumsum(np.bincount(values, minlength=1 << width), out=starts[1:])
-    return order, starts
-
-
-@numba.njit(cache=True, inline="always")
-def _popcount(x: np.uint64) -> np.int64:
-    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
-
-
-@numba.njit(cache=True)
-def _search(  # type: ignore[no-untyped-def]
-    first, hashes, radius, band_radius, shifts, widths, flips, flip_starts, members, starts, table_starts, left, right, distance
-):
-    """Fills the three arrays with the pairs of i = first, first + 1, …; returns (filled, first i that did not fit whole)."""
-    n = len(hashes)
-    room = len(left)
-    filled = 0
-    for i in range(first, n):
-        before = filled
-        for band in range(len(shifts)):
-            ones = (np.uint64(1) << np.uint64(widths[band])) - np.uint64(1)
-            value = np.int64((hashes[i] >> np.uint64(shifts[band])) & ones)
-            for f in range(flip_starts[band], flip_starts[band + 1]):
-                bucket = table_starts[band] + (value ^ flips[f])
-                # ascending members: from the end, so that those at or before i end the walk
-                for place in range(band * n + starts[bucket + 1] - 1, band * n + starts[bucket] - 1, -1):
-                    j = members[place]
-                    if j <= i:
-                        break
-                    difference = hashes[i] ^ hashes[j]
-                    d = _popcount(difference)
-                    if d > radius:
-                        continue
-                    known = False
-                    for earlier in range(band):
-                        earlier_ones = (np.uint64(1) << np.uint64(widths[earlier])) - np.uint64(1)
-                        if _popcount((difference >> np.uint64(shifts[earlier])) & earlier_ones) <= band_radius:
-                            known = True
-                            break
-                    if known:
-                        continue
-                    if filled == room:
-                        return before, i
-                    left[filled] = i
-                    right[filled] = j
-                    distance[filled] = d
-                    filled += 1
-    return filled, n
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears when all of it is written."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        yield file
+    os.replace(file.name, path)
