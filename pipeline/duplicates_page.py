@@ -12,7 +12,7 @@ from pipeline.duplicates import Group, Member, Told
 from pipeline.duplicates_pairs import Bin, Near, Rung
 from pipeline.duplicates_recall import Recall
 
-SOURCES = 40  # pairs of sources that are listed
+SOURCES = 12  # pairs of sources that are listed
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fbfbfa; --card: #ffffff; --ink: #1f2328; --soft: #5f6670; --line: #dfe2e6; --accent: #2f6f9f;
@@ -43,6 +43,7 @@ svg line { stroke: var(--ink); stroke-dasharray: 3 3; } svg .base { stroke: var(
 .pair, .group { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; }
 .group { margin: .9rem 0; }
 .pair header { display: flex; justify-content: space-between; gap: .75rem; margin-bottom: .5rem; font-size: .9rem; }
+.pair header b { white-space: nowrap; } .pair header span { text-align: right; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: .75rem; }
 .many { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .9rem; margin-top: .6rem; }
 figure { margin: 0; min-width: 0; } figcaption { font-size: .8rem; line-height: 1.35; color: var(--soft); margin-top: .35rem; }
@@ -75,7 +76,7 @@ def page(title: str, run: str, audits: Sequence[tuple[Told, Sequence[Rung]]], pi
 
 def _step(number: int, told: Told, rungs: Sequence[Rung], drawn: _Drawn) -> str:
     facts = [
-        ("samples", told.samples), ("groups of copies", told.groups), ("copies", told.copies), ("others", told.samples - told.copies),
+        ("samples", told.samples), ("groups of copies", told.groups), ("copies", told.copies), ("not copies", told.samples - told.copies),
     ]  # fmt: skip
     listed = "".join(f"<li><b>{count:,}</b>{_text(what)}</li>" for what, count in facts)
     order = f"<code>{_text(told.ordering)}</code>, then uid" if told.ordering else "uid alone: <code>keep_best</code> is not given"
@@ -91,7 +92,7 @@ def _step(number: int, told: Told, rungs: Sequence[Rung], drawn: _Drawn) -> str:
         listed_sources = [(a, b, rung, f"{n:,}") for a, b, rung, n in told.by_sources[:SOURCES]]
         sources = _table(("copy from", "what stays is from", "found by", "copies"), listed_sources, "aaan")
         more = len(told.by_sources) - SOURCES
-        sources += f'<p class="soft">and {more:,} pairs of sources more</p>' if more > 0 else ""
+        sources += f'<p class="soft">and {more:,} more pairs of sources</p>' if more > 0 else ""
         parts.append(f'<div class="side"><div>{by_rung}</div><div>{sources}</div><div>{sizes}</div></div>')
     parts += [_rung(rung, drawn) for rung in rungs]
     if told.shown:
@@ -110,21 +111,24 @@ def _rung(rung: Rung, drawn: _Drawn) -> str:
         return f'{head}<p class="warn">{_text(rung.missing)}</p>'
     parts = [
         head,
-        f'<p class="soft"><code>{_text(rung.setting)}</code>: pairs at or above a similarity of {rung.threshold:.4g} are copies. '
-        f"{rung.pairs:,} pairs at or above {rung.floor:.4g} are stored.</p>",
+        f'<p class="soft"><code>{_text(rung.setting)}</code>: pairs at or above a similarity of {rung.threshold:.4g} count as near. '
+        f"{rung.pairs:,} pairs at or above {rung.floor:.4g} are stored; of samples of equal bytes only one is among them.</p>",
     ]
     if rung.pairs:
-        parts.append(_histogram(rung.bins, rung.threshold))
+        axis = "bits of 64 that differ" if rung.bits else "similarity"
+        caption = f"<figcaption>Stored pairs by {axis}. Right of the line: near.</figcaption>"
+        parts.append(f"<figure>{_histogram(rung.bins, rung.threshold)}{caption}</figure>")
     if rung.moves:
         rows = [
             (move.label, f"{move.pairs:,}", _signed(move.more_pairs), _count(move.copies), _signed(move.more_copies)) for move in rung.moves
         ]
         here = next((n for n, move in enumerate(rung.moves) if move.here), None)
-        heads = ("threshold", "pairs", "more or fewer", "copies in all", "more or fewer")
-        parts.append(f"<h4>If it were moved</h4>{_table(heads, rows, 'annnn', here)}")
+        heads = (rung.setting.partition(":")[0], "pairs", "more or fewer", "copies in all", "more or fewer")
+        note = '<p class="soft">Copies by all rungs together, as the step itself would count them.</p>'
+        parts.append(f"<h4>If it were moved</h4>{note}{_table(heads, rows, 'annnn', here)}")
     if rung.recall is not None:
         parts.append(_recall(rung.recall, drawn))
-    for above, title in ((True, "Just above: copies"), (False, "Just below: not copies")):
+    for above, title in ((True, "Nearest above the threshold"), (False, "Nearest below it")):
         near = [pair for pair in rung.near if pair.above == above]
         if near:
             parts.append(f'<h4>{title}</h4><div class="pairs">{"".join(_pair(pair, drawn) for pair in near)}</div>')

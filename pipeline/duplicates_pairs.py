@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -24,10 +25,11 @@ T = TypeVar("T")
 
 SEARCHED_ROWS = 50_000  # of a population for which a moved threshold may search; beyond, only what is stored is walked
 WALKED_ROWS = 5_000_000  # of a population that is walked again at all
+OFTEN = 2  # pairs near a threshold that one sample is shown in
 EDGE = 1e-6  # below a threshold a similarity still counts as at it: they are stored as float32
 _GONE = (
-    "its pairs are not stored any more: they are kept for the newest population alone, and another one was curated since; "
-    "curate into a new run to see them"
+    "its pairs are not stored: those of the newest population alone are kept, and another one, or another version of the search, came "
+    "since; curate into a new run to see them"
 )
 
 
@@ -102,11 +104,12 @@ def scale_of(what: What, rung: int, floor: float) -> Scale:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One rung of a step around its threshold. setting: as the recipe writes it. missing: why nothing is known of its pairs; else None.
-    pairs: stored at or above `floor`. near: those nearest to the threshold, first above, then below."""
+    """One rung of a step around its threshold. setting: as the recipe writes it; bits: it counts bits that differ. missing: why nothing
+    is known of its pairs; else None. pairs: stored at or above `floor`. near: those nearest to the threshold, first above, then below."""
 
     rung: str
     setting: str
+    bits: bool
     threshold: float
     floor: float
     pairs: int = 0
@@ -128,7 +131,7 @@ def rungs_of(step: Opened, borders: int = 12, sample: int = 500, seed: int = 0) 
     held = {rung: _pairs(table) for rung, table in tables.items() if table is not None}
     found = []
     for rung, scale in scales.items():
-        empty = Rung(NAMES[rung], f"{scale.field}: {scale.value:g}", scale.threshold, scale.floor)
+        empty = Rung(NAMES[rung], f"{scale.field}: {scale.value:g}", scale.bits, scale.threshold, scale.floor)
         if rung not in held:
             found.append(replace(empty, missing=_GONE if step.population.samples else "no sample reached it"))
             continue
@@ -213,18 +216,22 @@ def _copies(step: Opened, scale: Scale, value: float, held: dict[int, Pairs]) ->
     return int((gone & ~taken.fixed[: len(unit)]).sum())
 
 
-def _near(step: Opened, pairs: str, scale: Scale, borders: int) -> list[Near]:
-    """`borders` pairs on each side, each worse sample once; of equally near ones those with the least hash, which favours no source."""
+def _near(step: Opened, view: str, scale: Scale, borders: int) -> list[Near]:
+    """`borders` pairs on each side, no sample in more than OFTEN of them; of equally near ones those with the least hash, which favours no
+    source."""
     found: list[tuple[int, int, float]] = []
     for side, order in ((">=", "asc"), ("<", "desc")):
-        mixed = "md5(better || '-' || worse)"
-        nearest = (
-            f"select better, worse, similarity, {mixed} as mixed from {pairs} where similarity {side} {scale.threshold - EDGE!r} "
-            f"order by similarity {order}, mixed, better, worse limit {50 * borders}"
+        query = (
+            f"select better, worse, similarity from {view} where similarity {side} {scale.threshold - EDGE!r} "
+            f"order by similarity {order}, md5(better || '-' || worse), better, worse limit {50 * borders}"
         )
-        once = f"qualify row_number() over (partition by worse order by similarity {order}, mixed, better) = 1"
-        query = f"select better, worse, similarity from ({nearest}) {once} order by similarity {order}, mixed limit {borders}"
-        found += step.connection.execute(query).fetchall()
+        seen: Counter[int] = Counter()
+        chosen: list[tuple[int, int, float]] = []
+        for better, worse, similarity in step.connection.execute(query).fetchall():
+            if max(seen[better], seen[worse]) < OFTEN and len(chosen) < borders:
+                seen.update((better, worse))
+                chosen.append((better, worse, similarity))
+        found += chosen
     return _named(step, scale, found)
 
 
@@ -239,17 +246,16 @@ def _named(step: Opened, scale: Scale, pairs: Sequence[tuple[int, int, float]]) 
 
 
 def _said(better: Member, worse: Member) -> str:
+    """What became of a pair, told of its two samples as they stand."""
     if worse.of == better.uid:
-        return f"a copy by {worse.rung}"
-    if worse.of is not None and worse.of == better.of:
-        return f"both copies of {short_key(worse.of)}"
+        return f"second is a copy of first, by {worse.rung}"
+    if better.of == worse.uid:
+        return f"first is a copy of second, by {better.rung}"
+    if worse.of is not None and better.of is not None:
+        return "both are copies of one other" if worse.of == better.of else "copies of two others"
     if worse.of is not None:
-        return "the second is a copy of another"
-    return "the first is a copy itself" if better.of is not None else "both stay"
-
-
-def short_key(uid: str) -> str:
-    return f"{uid[:12]}…"
+        return "second is a copy of another"
+    return "first is a copy of another" if better.of is not None else "neither is a copy"
 
 
 class _Work(Exception):
