@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import faiss
+import numba
 import numpy as np
 
 from curation.clusters import one_thread
 from curation.cosines import MARGIN, weigh
 from curation.search_files import mapped, pairs_of, put_runs
 from curation.search_plan import STEP_COLUMNS, STEP_ROWS
-from curation.vectors import BLOCK, Vectors
+from curation.vectors import BLOCK, Vectors, block_path
 
 NEAREST = 64  # that a GPU gives of each row in one call
 
@@ -44,16 +46,23 @@ def search_task(space: SearchSpace, tiles: np.ndarray, asking: str, path: str, g
 
     Of each worse one there are its best-ranked `most` + 1 in a tile, or all.
     """
-    if not Path(path).exists():
-        with one_thread():
-            put_runs(Path(path), (part for tile in tiles for part in _tile(space, tile, asking, gpus > 0 and faiss.get_num_gpus() > 0)))
+    if Path(path).exists():
+        return
+    ranks, still_open, places = (np.asarray(mapped(file)) if file else None for file in (space.ranks, space.still_open, asking))
+    assert ranks is not None
+    assert still_open is not None
+    gpu = gpus > 0 and faiss.get_num_gpus() > 0
+    room = np.empty((int((tiles[:, 1] - tiles[:, 0]).max()), space.vectors.width), np.float32)
+    with one_thread():
+        put_runs(Path(path), (part for tile in tiles for part in _tile(space, tile, ranks, still_open, places, room, gpu)))
 
 
-def _tile(space: SearchSpace, tile: np.ndarray, asking: str, gpu: bool) -> Iterator[np.ndarray]:
-    """PAIR arrays. Rows and columns are walked in order of rank."""
+def _tile(
+    space: SearchSpace, tile: np.ndarray, ranks: np.ndarray, still_open: np.ndarray, asking: np.ndarray | None, room: np.ndarray, gpu: bool
+) -> Iterator[np.ndarray]:
+    """PAIR arrays. Rows and columns are walked in order of rank. room: for the vectors of the rows, one tile's after the other."""
     first, last, column_first, column_last = (int(x) for x in tile)
-    ranks, still_open = mapped(space.ranks), mapped(space.still_open)
-    places = np.array(mapped(asking)[first:last], np.int64) if asking else np.arange(first, last)
+    places = np.arange(first, last) if asking is None else asking[first:last].astype(np.int64)
     row_ranks = ranks[places].astype(np.int64)
     order = np.argsort(row_ranks)
     places, row_ranks = places[order], row_ranks[order]
@@ -61,16 +70,17 @@ def _tile(space: SearchSpace, tile: np.ndarray, asking: str, gpu: bool) -> Itera
     rows: np.ndarray | None = None
     border = int(np.argmax(row_left > 0)) if row_left.any() else len(row_left)  # before it those that never lose: fixed ones
     row_steps = [*_steps(0, border, STEP_ROWS), *_steps(border, len(places), STEP_ROWS)]
-    for begin, end in _column_steps(column_first, column_last, space.most, triangle=not asking):
+    for begin, end in _column_steps(column_first, column_last, space.most, triangle=asking is None):
         column_ranks = ranks[begin:end].astype(np.int64)
-        column_left = np.where(still_open[begin:end], space.most + 1, 0) if asking else np.zeros(end - begin, np.int64)
+        column_left = np.where(still_open[begin:end], space.most + 1, 0) if asking is not None else np.zeros(end - begin, np.int64)
         columns: np.ndarray | None = None
         for row_begin, row_end in row_steps:
             of_rows, of_columns = _wanted(row_ranks[row_begin:row_end], row_left[row_begin:row_end], column_ranks, column_left)
             if not len(of_rows) or not len(of_columns):
                 continue
             if rows is None:
-                rows = space.vectors.take(places)
+                rows = room[: len(places)]
+                read_places(space.vectors, places, rows)
             if columns is None:
                 columns = read_range(space.vectors, begin, end)
             of_rows += row_begin
@@ -80,8 +90,8 @@ def _tile(space: SearchSpace, tile: np.ndarray, asking: str, gpu: bool) -> Itera
                 if not len(labels):
                     continue
                 here = of_rows[offset : offset + len(lims) - 1]
-                room = min(len(labels), (len(here) + len(of_columns)) * (space.most + 1))
-                worse, better, similarity = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.float32)
+                size = min(len(labels), (len(here) + len(of_columns)) * (space.most + 1))
+                worse, better, similarity = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32)
                 filled = weigh(
                     lims,
                     labels,
@@ -147,13 +157,37 @@ def _range_search(rows: np.ndarray, columns: np.ndarray, floor: float) -> tuple[
     return lims, faiss.rev_swig_ptr(result.labels, int(lims[-1])).copy()
 
 
+def read_places(vectors: Vectors, places: np.ndarray, found: np.ndarray) -> None:
+    """Copy vectors to float32 (len(places), width). A block is mapped for as long as it is read, so that no page of it stays ours."""
+    order = np.argsort(places)
+    borders = np.searchsorted(places[order], np.arange(vectors.blocks + 1) * BLOCK)
+    for number in np.flatnonzero(np.diff(borders)).tolist():
+        part = order[borders[number] : borders[number + 1]]
+        _copy_rows(_block(vectors, number), places[part] - number * BLOCK, found, part)
+
+
 def read_range(vectors: Vectors, first: int, last: int) -> np.ndarray:
-    """(last - first, width), copied."""
+    """float32 (last - first, width), copied."""
     parts = []
     for number in range(first // BLOCK, -(-last // BLOCK)):
         at = number * BLOCK
-        parts.append(np.array(vectors.block(number)[max(first - at, 0) : last - at]))
+        parts.append(_block(vectors, number)[max(first - at, 0) : last - at].copy())
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _block(vectors: Vectors, number: int) -> np.ndarray:
+    """`Vectors.block` without numpy's reading of headers: a task maps thousands, and a block's numbers are the end of its file."""
+    with block_path(vectors.folder, number).open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    rows = min(BLOCK, vectors.count - number * BLOCK)
+    return np.frombuffer(data, np.float32, rows * vectors.width, len(data) - rows * vectors.width * 4).reshape(rows, vectors.width)
+
+
+@numba.njit(cache=True)
+def _copy_rows(block: np.ndarray, rows: np.ndarray, out: np.ndarray, to: np.ndarray) -> None:
+    for i in range(len(rows)):
+        for j in range(block.shape[1]):
+            out[to[i], j] = block[rows[i], j]
 
 
 def _steps(first: int, last: int, most: int) -> list[tuple[int, int]]:
