@@ -281,9 +281,9 @@ def _lay(hashes, numbers, gather, shift, width):  # type: ignore[no-untyped-def]
     following = starts.copy()
     laid, laid_numbers = np.empty_like(hashes), np.empty_like(numbers)
     for i in range(len(hashes)):
-        bucket = np.int64((gathered(hashes[i], gather) >> np.uint64(shift)) & ones)
-        place = following[bucket]
+        mine = np.int64((gathered(hashes[i], gather) >> np.uint64(shift)) & ones)
+        place = following[mine]
         laid[place] = hashes[i]
         laid_numbers[place] = numbers[i]
-        following[bucket] += np.uint32(1)
+        following[mine] += np.uint32(1)
     return starts, laid, laid_numbers
