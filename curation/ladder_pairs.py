@@ -41,7 +41,7 @@ class Kept:
         yield self.key(rung, cut=True)
         below = larger_radii(int(self.floors[rung])) if rung == PHASH else lower_floors(self.floors[rung])
         for floor in below:
-            yield self.key(rung, floor)
+            yield self.key(rung, float(floor))
 
 
 def load(ladder: Ladder, kept: Kept, rung: int) -> pa.Table | None:

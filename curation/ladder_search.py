@@ -169,15 +169,19 @@ class Ladder:
 
     def _blobs(self, domain: Domain, rows: np.ndarray, stars: Stars) -> list[Part]:
         """Lists divide a blob that is larger than they are, and each part keeps one of its own: so those that stand for many are compared
-        with each other, and where two are near, the copies of the worse one with the better one too."""
+        with all that stay (where they are too many for that, with each other), and where two are near, the copies of the worse one with
+        the better one too."""
         assert self.content.vectors is not None
         copies = np.flatnonzero(stars.of >= 0)
         copies = copies[np.argsort(stars.of[copies], kind="stable")]
         of = stars.of[copies]
-        many = np.bincount(of, minlength=self.taken.units) >= BLOB
-        centres = rows[many[self.taken.unit[rows]]]
-        search = self.search if len(centres) ** 2 > BRUTE else replace(self.search, lists=1)
-        found = replace(self, search=search)._search(EMBEDDING, domain, centres, self.limits.cosine, None)
+        many = (np.bincount(of, minlength=self.taken.units) >= BLOB)[self.taken.unit[rows]]
+        exact = replace(self, search=replace(self.search, lists=1))
+        if int(many.sum()) * len(rows) <= BRUTE:
+            found = exact._search(EMBEDDING, domain, rows, self.limits.cosine, many)
+        else:
+            few = int(many.sum()) ** 2 <= BRUTE
+            found = (exact if few else self)._search(EMBEDDING, domain, rows[many], self.limits.cosine, None)
         parts = self._near(found, EMBEDDING)
         better, worse = self.taken.unit[found.better], self.taken.unit[found.worse]
         low, high = np.searchsorted(of, worse), np.searchsorted(of, worse, "right")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 import curation.deduplicate as deduplicate
 from curation.deduplicate import What, reduce
+from curation.ladder_search import Ladder
 from curation.population import PairsInMemory
+from curation.stars import links_of
 from tests.curation.ladder_reference import Made, Medium, expected, near, opened
 
 BASE = 0xF0F0_3C3C_A5A5_9696
@@ -104,3 +107,43 @@ def test_short_lists_keep_what_all_pairs_keep(tmp_path_factory: pytest.TempPathF
 def _shares(what: What, uid: str, by_uid: dict[str, Made], found: dict[str, Any]) -> bool:
     """Whether a sample of the same content has this verdict for its own."""
     return any(other != uid and found.get(other, (None,))[0] == found[uid][0] for other in by_uid)
+
+
+def line(what: What, seed: int, length: int = 24) -> list[Made]:
+    """Rows along a line, each near those a few places from it, ranked at random: what is best near one is often a copy itself."""
+    places = list(range(length))
+    random.Random(seed).shuffle(places)
+    made = []
+    for rank, place in enumerate(places):
+        at = place * 0.12
+        medium = Medium(None, BASE ^ ((1 << 2 * place) - 1), (float(np.cos(at)), float(np.sin(at)), 0.0))
+        words = tuple(int(place > k) + place // 12 * (k % 2) for k in range(16))
+        medium = Medium(None, medium.phash if what.phash_radius else None, medium.vector if what.embedding else None)
+        several = (Medium("logo"), medium) if what.action == "reject" else (medium,)
+        made.append(Made(f"u{rank:02d}", several, f"t{place}", words, "ab"[place % 2]))
+    return made
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "what",
+    [
+        What(phash_radius=9, sha256=False),
+        What(phash_radius=9, sha256=False, across="source"),
+        What(phash_radius=9, sha256=False, across="sources"),
+        What(phash_radius=9, action="reject"),  # two media
+        What(phash_radius=0, embedding="embedding", cosine=0.9),
+        What(phash_radius=0, embedding="embedding", cosine=0.9, action="reject"),
+        What(on="texts", jaccard=0.7),
+        What(on="texts", jaccard=0.7, across="sources"),
+        What(on="both", phash_radius=9, jaccard=0.5),
+    ],
+)
+def test_on_a_line_lists_of_one_keep_what_all_pairs_keep(tmp_path: Path, what: What, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = line(what, seed)
+    wanted = [uid for uid, (of, _, _) in expected(what, made).items() if of is None]
+    assert 1 < len(wanted) < len(made) - 4
+    monkeypatch.setattr(deduplicate, "MOST", 1)
+    assert [uid for uid, (of, _, _) in answers(what, opened(made, tmp_path / "1")).items() if of is None] == wanted
+    monkeypatch.setattr(Ladder, "again", lambda self, stars: links_of([]))
+    assert [uid for uid, (of, _, _) in answers(what, opened(made, tmp_path / "2")).items() if of is None] != wanted

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ def links(edges: list[Edge]) -> Links:
     return links_of([(np.array(a), np.array(b), np.array(similarity), np.array(rung))])
 
 
-def stars(n: int, edges: list[Edge], fixed: set[int] = frozenset()) -> Stars:
+def stars(n: int, edges: list[Edge], fixed: Collection[int] = ()) -> Stars:
     return walk(n, links(edges), np.isin(np.arange(n), list(fixed)))
 
 
