@@ -5,30 +5,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from curation.clusters import assign, train_centroids
 from curation.ordering import order_columns, ordered
 from curation.population import Population
 from curation.step import Column, How, Step
-from shards.errors import InfrastructureError
+from curation.vectors import Vectors
 
 IMAGE = frozenset({"image"})
-POINTS_PER_CENTROID = 256  # more do not move a centroid; FAISS's own bound
+SAMPLE_PER_CENTROID = 128
 ITERATIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class What:
     """embedding    column with the vectors, "embedding" or "clip_embedding"; of several media the first that has one counts.
-    clusters     k of k-means; fewer where there are fewer pictures.
+    clusters     k of k-means; fewer where there are fewer different pictures.
     per_cluster  so many pictures of each cluster stay; 0 = by `alpha` and `total`.
     alpha        each cluster's share is in proportion to its size to the power of alpha: 1 = as it is, 0 = all clusters alike.
     total        how many pictures stay, with alpha: a number, or below 1 a share of the population, rounded up.
-    keep_best    an SQL ordering over scores that says which of a cluster stay; completed by uid, which alone is a fixed random order.
-    seed         of k-means.
+    keep_best    an SQL ordering over scores: the first of a cluster stay. Completed by uid. Empty: they are drawn at random.
+    seed         of k-means, and of the draw.
     """
 
     embedding: str = "embedding"
@@ -40,86 +39,66 @@ class What:
     seed: int = 42
 
 
-def reduce(what: What, population: pa.Table) -> pa.Table:
+def reduce(what: What, population: Population) -> pa.Table:
     """Cluster, its size, rank and cap of each sample: (uid, cluster, size, rank, cap), in order of uid.
 
-    population: uid string, kind string, the embedding column list<list<float>>, and the columns that keep_best names.
+    population: its table has the columns that keep_best names, its vectors the embedding.
 
     k-means is spherical: vectors are of unit length and compared by cosine. A sample without a vector, or with one that is zero or not
-    finite, is in no cluster (NULL) and stays. Depends on the set of rows alone: k-means learns from the rows of lowest uid.
+    finite, is in no cluster (NULL) and stays. Depends on the set of samples alone: k-means learns from vectors evenly spaced by uid, a draw
+    is by a hash of uid and seed. In memory are the table, about 60 bytes a sample, and one block of vectors for each worker.
     """
-    population = population.sort_by("uid")
-    vectors, rows = _vectors(population[what.embedding])
-    n = len(population)
+    samples = population.table.slice(0, population.samples)
+    n = len(samples)
+    vectors = population.vectors[what.embedding]
+    ids = _first_vectors(vectors, n)
     cluster = np.full(n, -1, np.int32)
-    if len(rows):
-        cluster[rows] = _assign(vectors, min(what.clusters, len(rows)), what.seed)
-    sizes = np.bincount(cluster[rows], minlength=1)
-    caps = _caps(what, sizes)
-    rank = np.full(n, -1, np.int32)
-    seen = np.zeros(len(sizes), np.int32)
-    for place in ordered(what.keep_best, population):
-        if (c := cluster[place]) >= 0:
-            rank[place] = seen[c]
-            seen[c] += 1
+    if len(ids):
+        workers, scratch, gpus = population.workers, population.scratch, population.how.gpus
+        centroids = train_centroids(
+            vectors,
+            ids,
+            what.clusters,
+            what.seed,
+            workers,
+            scratch,
+            iterations=ITERATIONS,
+            sample_per_centroid=SAMPLE_PER_CENTROID,
+            apart=True,
+            gpus=gpus,
+        )
+        cluster[vectors.row_of(ids)] = assign(vectors, ids, centroids, 1, workers, scratch, gpus)[0][:, 0]
     absent = cluster < 0
+    sizes = np.bincount(cluster[~absent], minlength=1)
+    caps = _caps(what, sizes)
+    # the hash's first 64 bits: a draw that neither other samples nor the order of uids, by which k-means learns, has a part in
+    order = ordered(what.keep_best.strip() or f"left(md5(uid || ':{what.seed}'), 16)", samples)
+    rank = _ranks(cluster, order, sizes)
     of = np.where(absent, 0, cluster)
     columns = {"cluster": cluster, "size": sizes[of], "rank": rank, "cap": caps[of]}
     arrays = {name: pa.array(values.astype(np.int32), mask=absent) for name, values in columns.items()}
-    return pa.table({"uid": population["uid"].cast(pa.string()), **arrays})
+    return pa.table({"uid": samples["uid"].cast(pa.string()), **arrays})
 
 
-def _vectors(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(float32 (m, d) of unit length, int64 (m,) row numbers) of rows that have one. Raises InfrastructureError for two lengths."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_list(column.type.value_type):  # a value for each medium
-        inner = column.flatten()
-        valid = pc.is_valid(inner)
-        owner = pc.list_parent_indices(column).filter(valid).to_numpy()
-        inner = inner.filter(valid)
-        rows, first = np.unique(owner, return_index=True)
-        inner = inner.take(pa.array(first))
-    else:
-        rows = np.flatnonzero(pc.is_valid(column))
-        inner = column.drop_null()
-    if not len(rows):
-        return np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
-    lengths = np.unique(pc.list_value_length(inner).to_numpy())
-    if len(lengths) > 1:
-        raise InfrastructureError(f"vectors of {lengths.min()} and {lengths.max()} numbers cannot be clustered: they are not of one model")
-    vectors = inner.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(rows), int(lengths[0]))
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    good = np.isfinite(norms) & (norms > 0)
-    return (vectors[good] / norms[good, None]).astype(np.float32), rows[good].astype(np.int64)
+def _first_vectors(vectors: Vectors, samples: int) -> np.ndarray:
+    """int64, ascending: of each of the first `samples` rows the vector of its first medium that has one."""
+    if not vectors.count:
+        return np.zeros(0, np.int64)
+    has = vectors.valid[:samples]
+    more = vectors.rows + np.flatnonzero(vectors.valid[vectors.rows :])
+    owner = vectors.row_of(more)
+    more, owner = more[owner < samples], owner[owner < samples]
+    lacking, first = np.unique(owner, return_index=True)
+    return np.concatenate([np.flatnonzero(has), more[first[~has[lacking]]]])
 
 
-def _with_vectors(what: What, population: Population) -> pa.Table:
-    held = population.vectors[what.embedding]
-    ids = np.arange(population.table.num_rows)
-    lists = [v.tolist() if held.count and held.valid[i] else None for i, v in zip(ids, held.take(ids) if held.count else ids, strict=True)]
-    return population.table.append_column(what.embedding, pa.array(lists, pa.list_(pa.float32())))
-
-
-def _assign(vectors: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """int32 (n,): the nearest of k centroids. One thread, because the order of a sum shows in its last digit."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        means = faiss.Kmeans(
-            vectors.shape[1],
-            k,
-            niter=ITERATIONS,
-            seed=seed,
-            spherical=True,
-            min_points_per_centroid=1,
-            max_points_per_centroid=POINTS_PER_CENTROID,
-        )
-        means.train(vectors[: k * POINTS_PER_CENTROID])
-        _, nearest = means.index.search(vectors, 1)
-    finally:
-        faiss.omp_set_num_threads(threads)
-    found: np.ndarray = nearest[:, 0].astype(np.int32)
-    return found
+def _ranks(cluster: np.ndarray, order: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """int32 (n,): each one's place among its cluster's in `order`, from 0; -1 for those in none."""
+    inside = order[cluster[order] >= 0]
+    members = inside[np.argsort(cluster[inside], kind="stable")]
+    rank = np.full(len(cluster), -1, np.int32)
+    rank[members] = np.arange(len(members)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return rank
 
 
 def _caps(what: What, sizes: np.ndarray) -> np.ndarray:
@@ -156,13 +135,15 @@ def _check(what: What) -> None:
         raise ValueError(f"per_cluster: {what.per_cluster} is below 0; 0 means by alpha and total")
     if not 0 <= what.alpha <= 1:
         raise ValueError(f"alpha: {what.alpha} is outside 0..1 (1 = as it is, 0 = all clusters alike)")
-    if what.total <= 0:
+    if not 0 < what.total < math.inf:
         raise ValueError(f"total: {what.total} must be above 0: a number of pictures, or below 1 a share")
+    if what.seed < 0:
+        raise ValueError(f"seed: {what.seed} is below 0")
     order_columns(what.keep_best)
 
 
 STEP = Step(
-    version=1,
+    version=2,
     shape="global",
     level="sample",
     applies=IMAGE,
@@ -171,7 +152,7 @@ STEP = Step(
     how=How,
     columns=_columns,
     reads=lambda what: [c for c in dict.fromkeys([what.embedding, *order_columns(what.keep_best)]) if c not in ("uid", "kind")],
-    reduce=lambda what, population: reduce(what, _with_vectors(what, population)),
+    reduce=reduce,
     implied=lambda what: "{prefix}rank is null or {prefix}rank < {prefix}cap",
     check=_check,
 )

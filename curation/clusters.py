@@ -21,13 +21,13 @@ import numba
 import numpy as np
 
 from curation.population import Workers
+from curation.seeds import ALIKE, at_random, far_apart
 from curation.vectors import Vectors
 
 ITERATIONS = 10
 SAMPLE_PER_CENTROID = 64  # FAISS warns below 39; a centroid moves little with more
 TRAIN_BLOCK = 16_384  # rows of a task of k-means
 ASSIGN_BLOCK = 32_768  # rows of a task of `assign`: 64 MB at 512 numbers
-SPREAD = 1e-6  # mean distance (1 - cosine) of a cluster's members below which they are alike: float32 tells no more apart
 STIR = 1 / 1024  # how far the halves of a divided cluster are moved apart, as FAISS does
 _NONE = np.zeros(0, np.int64)
 
@@ -42,12 +42,15 @@ def train_centroids(
     *,
     iterations: int = ITERATIONS,
     sample_per_centroid: int = SAMPLE_PER_CENTROID,
+    apart: bool = False,
     gpus: float = 0.0,
 ) -> np.ndarray:
     """Centroids of spherical k-means (Lloyd's iterations, vectors and centroids of unit length, nearest by cosine).
 
     ids       int64, ascending: which vectors, all of them valid. It learns from at most k · sample_per_centroid of them, evenly spaced:
               rows are in order of uid, which is a hash, so that they are a random sample and a function of the set alone.
+    apart     begin with vectors far apart, so that a crowd in one place does not take all the centroids; else with any. Lists of even
+              length want any, clusters that stand for something far ones.
     scratch   a folder that all workers see; what an earlier try of the same left there is gone on from.
 
     Returns float32 (k', width); k' is below k where the sample has fewer distinct vectors. A centroid that no vector is nearest to takes
@@ -58,16 +61,17 @@ def train_centroids(
         return np.zeros((0, vectors.width), np.float32)
     scratch.mkdir(parents=True, exist_ok=True)
     sample_path, sample_digest = _write_sample(vectors, ids[evenly(len(ids), k * sample_per_centroid)], scratch)
-    name = f"centroids-{_digest('1', sample_digest, k, seed, iterations)}"
+    name = f"centroids-{_digest('2', sample_digest, k, seed, iterations, apart)}"
     final = scratch / f"{name}.npy"
     try:
         if not final.is_file():
-            _put(final, _lloyd(sample_path, k, seed, iterations, name, workers, scratch, gpus))
+            _put(final, _lloyd(sample_path, k, seed, iterations, apart, name, workers, scratch, gpus))
         found: np.ndarray = np.load(final, allow_pickle=False)
     finally:
         sample_path.unlink(missing_ok=True)
     for turn in range(iterations + 1):
         _turn_path(scratch, name, turn).unlink(missing_ok=True)
+    _seeds_path(scratch, name).unlink(missing_ok=True)
     return found
 
 
@@ -144,21 +148,30 @@ def flat_index(rows: np.ndarray, gpus: float) -> Any:
     return index
 
 
-def _lloyd(sample_path: Path, k: int, seed: int, iterations: int, name: str, workers: Workers, scratch: Path, gpus: float) -> np.ndarray:
+def _lloyd(
+    sample_path: Path, k: int, seed: int, iterations: int, apart: bool, name: str, workers: Workers, scratch: Path, gpus: float
+) -> np.ndarray:
     sample = np.load(sample_path, mmap_mode="r", allow_pickle=False)
-    turn = max((t for t in range(1, iterations + 1) if _turn_path(scratch, name, t).is_file()), default=0)
-    if turn:
+
+    def search(path: Path) -> tuple[np.ndarray, np.ndarray]:
+        tasks = [(str(sample_path), start, str(path), gpus) for start in range(0, len(sample), TRAIN_BLOCK)]
+        parts = list(workers.map(_nearest_block, tasks, gpus=gpus))
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def cosines(rows: np.ndarray) -> np.ndarray:
+        path = _seeds_path(scratch, name)
+        _put(path, rows)
+        return search(path)[1]
+
+    turn = max((t for t in range(iterations + 1) if _turn_path(scratch, name, t).is_file()), default=0)
+    if _turn_path(scratch, name, turn).is_file():
         centroids: np.ndarray = np.load(_turn_path(scratch, name, turn), allow_pickle=False)
     else:
-        distinct = _distinct(sample)
-        centroids = np.array(sample[np.sort(np.random.default_rng(seed).permutation(distinct)[:k])])
+        centroids = np.array(sample[far_apart(sample, k, seed, cosines) if apart else at_random(sample, k, seed)])
         _put(_turn_path(scratch, name, 0), centroids)
     before: np.ndarray | None = None
     while turn < iterations:
-        path = str(_turn_path(scratch, name, turn))
-        tasks = [(str(sample_path), start, path, gpus) for start in range(0, len(sample), TRAIN_BLOCK)]
-        parts = list(workers.map(_nearest_block, tasks, gpus=gpus))
-        nearest, cosine = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        nearest, cosine = search(_turn_path(scratch, name, turn))
         if before is not None and np.array_equal(nearest, before):
             break
         before = nearest
@@ -208,7 +221,7 @@ def _means(sample: np.ndarray, nearest: np.ndarray, cosine: np.ndarray, before: 
     )  # 0: members cancel out
     counts = np.bincount(nearest, minlength=k)
     cost = np.bincount(nearest, weights=1.0 - cosine.astype(np.float64), minlength=k)
-    heap = [(-cost[c], c) for c in np.flatnonzero((counts > 1) & (cost > SPREAD * counts)).tolist()]
+    heap = [(-cost[c], c) for c in np.flatnonzero((counts > 1) & (cost > ALIKE * counts)).tolist()]
     heapq.heapify(heap)
     stir = np.where(np.arange(before.shape[1]) % 2 == 0, 1 + STIR, 1 - STIR)
     for empty in np.flatnonzero(counts == 0).tolist():
@@ -227,16 +240,6 @@ def _add(sums: np.ndarray, rows: np.ndarray, nearest: np.ndarray) -> None:
         c = nearest[i]
         for j in range(rows.shape[1]):
             sums[c, j] += rows[i, j]
-
-
-def _distinct(sample: np.ndarray) -> np.ndarray:
-    """int64, ascending: the first place of each different row, told apart by a 64-bit hash of its bytes."""
-    factors = np.random.default_rng(0).integers(1, 2**63, sample.shape[1], np.uint64) * np.uint64(2) + np.uint64(1)
-    hashes = np.empty(len(sample), np.uint64)
-    for start in range(0, len(sample), TRAIN_BLOCK):
-        words = np.ascontiguousarray(sample[start : start + TRAIN_BLOCK]).view(np.uint32)
-        hashes[start : start + TRAIN_BLOCK] = np.einsum("ij,j->i", words, factors)
-    return np.sort(np.unique(hashes, return_index=True)[1])
 
 
 def _write_sample(vectors: Vectors, ids: np.ndarray, scratch: Path) -> tuple[Path, str]:
@@ -275,6 +278,10 @@ def _digest(*parts: Any) -> str:
 
 def _turn_path(scratch: Path, name: str, turn: int) -> Path:
     return scratch / f"{name}-{turn:03d}.npy"
+
+
+def _seeds_path(scratch: Path, name: str) -> Path:
+    return scratch / f"{name}-seeds.npy"
 
 
 def _put(path: Path, array: np.ndarray) -> None:

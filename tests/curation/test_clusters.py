@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pytest
 
-from curation import clusters
+from curation import clusters, seeds
 from curation.clusters import assign, evenly, flat_index, one_thread, train_centroids
 from curation.population import OneByOne
 from curation.vectors import Vectors, unit
@@ -144,6 +144,45 @@ def test_a_centroid_without_members_halves_the_dearest_cluster() -> None:
     assert len(halves) == 3  # twice: cluster 0 is dearest, and half of it still dearer than cluster 1
     assert len({means[c].tobytes() for c in halves}) == 3
     assert np.abs(means[1] @ means[halves].T).max() < 0.99
+
+
+# where it begins
+
+
+def test_seeds_far_apart_find_small_places_beside_a_crowd() -> None:
+    """30 places of 4 beside a crowd of 1,880: a draw among all hits few of the places, a draw by distance most."""
+    rng = np.random.default_rng(2)
+    middle = unit(rng.standard_normal((31, 64)))[0]
+    truth = rng.permutation(np.repeat(np.arange(31), [1880, *[4] * 30]))
+    values = unit(middle[truth] + rng.normal(0, 0.01, (2000, 64)))[0]
+    asked = []
+
+    def cosines(rows: np.ndarray) -> np.ndarray:
+        asked.append(len(rows))
+        return (values @ rows.T).max(axis=1)
+
+    far = seeds.far_apart(values, 40, 1, cosines)
+    assert asked == [1, 1, 2, 4, 8, 16, 8]
+    assert len(set(far.tolist())) == 40
+    assert len(set(truth[far].tolist())) >= 29
+    assert len(set(truth[seeds.at_random(values, 40, 1)].tolist())) <= 10
+
+
+def test_no_two_seeds_are_alike(space: Vectors) -> None:
+    few = np.repeat(space.take(np.arange(5)), [100, 1, 50, 2, 3], axis=0)
+    for found in (seeds.far_apart(few, 8, 1, lambda rows: (few @ rows.T).max(axis=1)), seeds.at_random(few, 8, 1)):
+        assert found.tolist() == [0, 100, 101, 151, 153]
+    assert len(seeds.at_random(few, 3, 1)) == len(seeds.far_apart(few, 3, 1, lambda rows: (few @ rows.T).max(axis=1))) == 3
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_both_beginnings_are_the_same_for_any_workers(apart: bool, space: Vectors, tmp_path: Path) -> None:
+    one = train_centroids(space, all_ids(space), 30, 1, OneByOne(), tmp_path / "one", iterations=2, apart=apart)
+    assert one.tobytes() == train_centroids(space, all_ids(space), 30, 1, Threads(), tmp_path / "many", iterations=2, apart=apart).tobytes()
+    assert (
+        one.tobytes()
+        != train_centroids(space, all_ids(space), 30, 1, OneByOne(), tmp_path / "one", iterations=2, apart=not apart).tobytes()
+    )
 
 
 # the sample
