@@ -82,7 +82,8 @@ def _rows(connection: Any, ledger: Ledger, recipe: Recipe, op: StepOp, stored: s
     judge = Judge(connection, ledger, recipe)
     scan = judge.scan(wide_table(op), row_schema(op.step, op.what, wide=True))
     connection.execute(f"create temp table exported as select uid from samples where {where}")
-    joined = f"from {everybody(judge)} b semi join exported e on e.uid = b.uid join {scan} w on w.uid = b.uid and w.fp = {fingerprint_sql(op.roots)}"
+    of = f"w.uid = b.uid and w.fp = {fingerprint_sql(op.roots)}"
+    joined = f"from {everybody(judge)} b semi join exported e on e.uid = b.uid join {scan} w on {of}"
     value = name(stored)
     queries = [f"select b.source || '/' || b.key as key, 0::bigint as m, w.{value} as embedding {joined} where w.{value} is not null"]
     if op.step.level == "medium":
