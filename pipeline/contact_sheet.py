@@ -92,7 +92,7 @@ def sheet(title: str, pairs: Sequence[Pair], columns: int = 2) -> bytes:
         for place, (small, under) in enumerate(((pair.left, pair.under_left), (pair.right, pair.under_right))):
             at = x + place * (SIDE + 6)
             page.paste(small.image, (at + (SIDE - small.image.width) // 2, y + (SIDE - small.image.height) // 2))
-            for n, line in enumerate(_fold(under, 27)[:2]):
+            for n, line in enumerate(_fold(under if len(under) <= 50 else f"…{under[-49:]}", 27)[:2]):
                 draw.text((at, y + SIDE + 3 + n * _LINE), line, _FAINT, _font(12))
         lines = [(line, n == 0) for n, text in enumerate(pair.beside) for line in _fold(text, 24)]
         for n, (line, strong) in enumerate(lines[: SIDE // _LINE]):

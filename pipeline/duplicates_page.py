@@ -36,7 +36,7 @@ table { border-collapse: collapse; font-size: .92rem; }
 th, td { padding: .3rem 1.1rem .3rem 0; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; } .n { text-align: right; } tr.here td { font-weight: 650; }
 .side { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
-svg { display: block; width: 100%; max-width: 46rem; height: auto; margin: .75rem 0; }
+svg { display: block; overflow: visible; width: 100%; max-width: 46rem; height: auto; margin: .75rem 0; }
 svg text { fill: var(--soft); font-size: 11px; } svg .yes { fill: var(--accent); } svg .no { fill: var(--pale); }
 svg line { stroke: var(--ink); stroke-dasharray: 3 3; } svg .base { stroke: var(--line); stroke-dasharray: none; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: .9rem; }
@@ -162,7 +162,7 @@ def _histogram(bins: Sequence[Bin], threshold: float) -> str:
         x, y = n * each, high - bottom - tall
         bar = f'<rect class="{"yes" if b.above else "no"}" x="{x + 1:.1f}" y="{y:.1f}" width="{max(each - 2, 1):.1f}" height="{tall:.1f}"/>'
         parts.append(f"<g><title>{_text(b.label)}: {b.pairs:,} pairs</title>{bar}</g>")
-        if len(bins) <= 20 and b.pairs:
+        if len(bins) <= 32 and b.pairs:
             parts.append(f'<text x="{x + each / 2:.1f}" y="{y - 4:.1f}" text-anchor="middle">{_short(b.pairs)}</text>')
         if n % max(1, -(-len(bins) // 12)) == 0:
             parts.append(f'<text x="{x + each / 2:.1f}" y="{high - bottom + 15:.1f}" text-anchor="middle">{_text(b.label)}</text>')

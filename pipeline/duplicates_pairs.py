@@ -73,11 +73,13 @@ class Near:
 class Scale:
     """How a rung's threshold is told and moved.
 
+    rung       its name.
     field      of the step's What; value: what it says. threshold, floor: as similarities.
     by         by how much it is moved, in units of the field; width: of a bin, as similarity.
     bits       the field counts bits that differ: the larger it is, the looser.
     """
 
+    rung: str
     field: str
     value: float
     threshold: float
@@ -96,10 +98,10 @@ class Scale:
 def scale_of(what: What, rung: int, floor: float) -> Scale:
     """floor: of the rung's search, in its own unit."""
     if rung == PHASH:
-        return Scale("phash_radius", what.phash_radius, 1 - what.phash_radius / 64, 1 - floor / 64, 1, 1 / 64, True)
+        return Scale(NAMES[rung], "phash_radius", what.phash_radius, 1 - what.phash_radius / 64, 1 - floor / 64, 1, 1 / 64, True)
     if rung == EMBEDDING:
-        return Scale("cosine", what.cosine, what.cosine, floor, 0.01, 0.005)
-    return Scale("jaccard", what.jaccard, what.jaccard, floor, 0.02, 0.01)
+        return Scale(NAMES[rung], "cosine", what.cosine, what.cosine, floor, 0.01, 0.005)
+    return Scale(NAMES[rung], "jaccard", what.jaccard, what.jaccard, floor, 0.02, 0.01)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +169,13 @@ def _recall(step: Opened, rung: int, view: str, scale: Scale, cut: np.ndarray, s
 
 
 def _bins(step: Opened, pairs: str, scale: Scale) -> list[Bin]:
-    place = f"floor((similarity - {scale.threshold!r}) / {scale.width!r} + 1e-4)::bigint"
+    last = max(0, round((1 - scale.threshold) / scale.width) - (not scale.bits))  # what is equal lies with what is nearly so
+    place = f"least({last}, floor((similarity - {scale.threshold!r}) / {scale.width!r} + 1e-4)::bigint)"
     found = dict(step.connection.execute(f"select {place}, count(*) from {pairs} group by 1").fetchall())
     if not found:
         return []
     bins = []
-    for n in range(round((scale.floor - scale.threshold) / scale.width), max(max(found), 0) + 1):
+    for n in range(round((scale.floor - scale.threshold) / scale.width), last + 1):
         low = scale.threshold + n * scale.width
         label = str(round((1 - low) * 64)) if scale.bits else f"{low:.3f}"
         bins.append(Bin(low, label, int(found.get(n, 0)), n >= 0))
@@ -217,22 +220,41 @@ def _copies(step: Opened, scale: Scale, value: float, held: dict[int, Pairs]) ->
 
 
 def _near(step: Opened, view: str, scale: Scale, borders: int) -> list[Near]:
-    """`borders` pairs on each side, no sample in more than OFTEN of them; of equally near ones those with the least hash, which favours no
-    source."""
+    """`borders` pairs on each side: of the nearest ones first those that decide something, no sample in more than OFTEN of them; of equally
+    near ones those with the least hash, which favours no source."""
     found: list[tuple[int, int, float]] = []
     for side, order in ((">=", "asc"), ("<", "desc")):
         query = (
             f"select better, worse, similarity from {view} where similarity {side} {scale.threshold - EDGE!r} "
-            f"order by similarity {order}, md5(better || '-' || worse), better, worse limit {50 * borders}"
+            f"order by similarity {order}, md5(better || '-' || worse), better, worse limit {200 * borders}"
         )
+        pairs = step.connection.execute(query).fetchall()
+        decide = _decide(step, pairs, scale.rung)
         seen: Counter[int] = Counter()
         chosen: list[tuple[int, int, float]] = []
-        for better, worse, similarity in step.connection.execute(query).fetchall():
-            if max(seen[better], seen[worse]) < OFTEN and len(chosen) < borders:
-                seen.update((better, worse))
-                chosen.append((better, worse, similarity))
-        found += chosen
+        for pair in [*(p for p, d in zip(pairs, decide, strict=True) if d), *(p for p, d in zip(pairs, decide, strict=True) if not d)]:
+            if len(chosen) < borders and max(seen[pair[0]], seen[pair[1]]) < OFTEN:
+                seen.update(pair[:2])
+                chosen.append(pair)
+        found += sorted(chosen, key=pairs.index)
     return _named(step, scale, found)
+
+
+def _decide(step: Opened, pairs: Sequence[tuple[int, int, float]], rung: str) -> list[bool]:
+    """Which pairs are why one is a copy of the other, or are of two groups and one of them stays: others hang on no threshold."""
+    uids = step.held.table["uid"]
+    named = {row: str(uids[row].as_py()) for pair in pairs for row in pair[:2]}
+    step.connection.register("audit_uids", pa.table({"uid": pa.array(list(named.values()), pa.string())}))
+    query = f'select uid, "of", rung from {step.result} where "of" is not null and uid in (select uid from audit_uids)'
+    copies = {uid: (of, by) for uid, of, by in step.connection.execute(query).fetchall()}
+    step.connection.unregister("audit_uids")
+    found = []
+    for better, worse, _ in pairs:
+        (a, by_a), (b, by_b) = (copies.get(named[row], (None, None)) for row in (better, worse))
+        caused = (b == named[better] and by_b == rung) or (a == named[worse] and by_a == rung)
+        apart = (a is None or b is None) and (a or named[better]) != (b or named[worse])
+        found.append(caused or apart)
+    return found
 
 
 def _named(step: Opened, scale: Scale, pairs: Sequence[tuple[int, int, float]]) -> list[Near]:
