@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--folder", default=None, help="where to put twice the vectors for a while")
     parser.add_argument("--bare", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the bare process: Ray's own would let whatever else runs here go first
     cluster.connect()
     for kind in arguments.data:
         folder = Path(tempfile.mkdtemp(prefix="fovea-near-", dir=arguments.folder))
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def compare(kind: str, count: int, width: int, folder: Path, bare: bool) -> None:
-    print(f"{kind}: {count:,} x {width}")
+    print(f"{kind}: {count:,} x {width}", flush=True)
     copies: list[np.ndarray] = []
     batches = _batches(kind, count, width, copies)
     vectors = write_vectors(folder / "vectors", count, np.zeros((0, 2), np.int64), batches, digest=kind)
@@ -77,11 +78,11 @@ def compare(kind: str, count: int, width: int, folder: Path, bare: bool) -> None
     print(
         f"  ours   {watch.seconds:7.1f} s, {watch.cpu:7.1f} CPU s, peak {watch.peak / 1e9:.2f} GB, of that {watch.base / 1e9:.2f} GB before"
     )
-    print(f"         {len(found):,} pairs, {int(found.cut.sum()):,} things cut")
+    print(f"         {len(found):,} pairs, {int(found.cut.sum()):,} things cut", flush=True)
     if kind in BLOBS:
         return
     for line in accuracy(vectors, found, np.concatenate(copies)):
-        print(f"  {line}")
+        print(f"  {line}", flush=True)
     if bare:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             parts = pool.submit(bare_calls, vectors, Search().probes).result()
