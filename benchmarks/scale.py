@@ -28,14 +28,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from curation import balance
+from curation import balance, deduplicate
 from curation.clusters import ASSIGN_BLOCK, ITERATIONS, SAMPLE_PER_CENTROID, assign, train_centroids
 from curation.near_vectors import Search, near_vectors
 from curation.population import OneByOne, population_of
 from curation.search_plan import MEMORY, SearchPlan, plan_search
+from curation.stars import links_of, walk
 from curation.vectors import write_vectors
 
+ROWS = ("balance", "near", "deduplicate")
 SHAPES = ("even", "heavy", "5 %", "90 %")
 BLOB = 64
 CLOSED = 2_048
@@ -156,7 +159,10 @@ def costs(count: int, width: int, probes: int, cores: int, gflops: float) -> Non
 def measure() -> None:
     """The constants that docs/scale.md stands on."""
     with tempfile.TemporaryDirectory(prefix="fovea-scale-") as folder:
-        vectors = write_vectors(Path(folder) / "v", 65_536, np.zeros((0, 2)), random_batches(65_536, 512))
+        made = list(random_batches(65_536, 512))
+        at = time.perf_counter()
+        vectors = write_vectors(Path(folder) / "v", 65_536, np.zeros((0, 2)), made)
+        print(f"vectors into blocks: {65_536 * 2048 / (time.perf_counter() - at) / 1e9:.2f} GB/s on one core")
         ids = np.arange(65_536)
         for k in (1_000, 5_000):
             centroids = vectors.take(ids[:k])
@@ -170,11 +176,20 @@ def measure() -> None:
         train_centroids(vectors, ids, 1_000, 1, OneByOne(), Path(folder) / "t", iterations=4)
         seconds = time.perf_counter() - at
         print(f"k-means, 1,000 centroids: {2 * 64_000 * 1_000 * 512 * 4 / seconds / 1e9:.0f} GFLOP/s on one core")
-    for what in ("balance", "near"):
+    rng = np.random.default_rng(0)
+    better, worse = np.sort(rng.integers(0, 5_000_000, (2, 5_000_000)), axis=0)
+    parts = [(better[better < worse], worse[better < worse], np.ones(int((better < worse).sum()), np.float32), 1)]
+    for _ in range(2):  # the first compiles
+        at = time.perf_counter()
+        links = links_of([(a, b, similarity, np.full(len(a), rung, np.int8)) for a, b, similarity, rung in parts])
+        walk(5_000_000, links, np.zeros(5_000_000, bool))
+        seconds = time.perf_counter() - at
+    print(f"walk: {seconds / 5:.2f} s a million pairs, putting them in order included")
+    for what in ROWS:
         few, many = (json.loads(_in_process(["--rows", what, "--counts", str(n)])) for n in (500_000, 2_000_000))
         per_row = (many["peak"] - few["peak"]) / 1_500_000
         seconds = (many["seconds"] - few["seconds"]) / 1.5
-        print(f"{what}: {per_row:.0f} bytes of the driver's memory a row, {seconds:.2f} s a million rows of 8 numbers")
+        print(f"{what}: {per_row:.0f} bytes of the driver's memory a row, {seconds:.2f} s a million rows")
 
 
 def rows(what: str, count: int) -> dict[str, float]:
@@ -188,13 +203,26 @@ def rows(what: str, count: int) -> dict[str, float]:
                 vectors, np.arange(count), rank, np.zeros(count, bool), 0.9999, Search(lists=64, probes=2), OneByOne(), Path(folder) / "s"
             )
         else:
-            uids = np.char.add(np.char.zfill(np.arange(count).astype("U10"), 10), "0" * 22)
-            table = pa.table({"uid": pa.array(uids), "kind": pa.repeat("image", count), "score": np.random.default_rng(0).random(count)})
-            del uids
-            population = population_of(table, Path(folder) / "s", vectors={"embedding": vectors})
+            rng = np.random.default_rng(0)
+            columns = {"uid": _hex(np.arange(count), 22), "kind": pa.repeat("image", count), "score": rng.random(count)}
+            if what == "deduplicate":
+                one = np.arange(count + 1, dtype=np.int32)
+                columns["sha256"] = pa.ListArray.from_arrays(one, _hex(rng.permutation(count), 54))
+                columns["phash"] = pa.ListArray.from_arrays(one, pa.array(rng.integers(0, 2**63, count).astype(np.uint64)))
+            population = population_of(pa.table(columns), Path(folder) / "s", vectors={"embedding": vectors})
+            (Path(folder) / "s").mkdir(exist_ok=True)
             at = time.perf_counter()
-            balance.reduce(balance.What(clusters=64, keep_best="score desc"), population)
+            if what == "balance":
+                balance.reduce(balance.What(clusters=64, keep_best="score desc"), population)
+            else:
+                deduplicate.reduce(deduplicate.What(phash_radius=4, keep_best="score desc"), population)
         return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "seconds": time.perf_counter() - at}
+
+
+def _hex(numbers: np.ndarray, zeros: int) -> pa.Array:
+    """Texts of ten digits and so many zeros."""
+    digits = pc.utf8_lpad(pc.cast(pa.array(numbers), pa.string()), 10, "0")
+    return pc.binary_join_element_wise(digits, "0" * zeros, "")
 
 
 def random_batches(count: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -218,7 +246,7 @@ def main() -> None:
     parser.add_argument("--gflops", type=float, default=97.0, help="of one core, as --measure and the search's benchmark find them")
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--plan", choices=SHAPES, help=argparse.SUPPRESS)
-    parser.add_argument("--rows", choices=["balance", "near"], help=argparse.SUPPRESS)
+    parser.add_argument("--rows", choices=ROWS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.plan:
         print(json.dumps(plan(arguments.plan, arguments.counts[0], arguments.width, arguments.probes)))
