@@ -101,7 +101,7 @@ def near_vectors(
         found = merge(files, by_rank, most, workers, folder)
         with whole(answer) as file:
             np.savez(file, better=found.better, worse=found.worse, similarity=found.similarity, cut=found.cut)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # a shared disk may hold on to files that a worker has open
     with np.load(answer, allow_pickle=False) as held:
         none.cut[things] = held["cut"]
         return Found(things[held["better"]], things[held["worse"]], held["similarity"], none.cut)
