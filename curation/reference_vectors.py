@@ -68,7 +68,7 @@ def read_vectors(path: str, width: int) -> Iterator[tuple[np.ndarray, np.ndarray
     Raises InfrastructureError for others, and for a file that is damaged."""
     at = 0
     with _opened(path) as file:
-        for batch in file.iter_batches(AT_ONCE, columns=[EMBEDDING]):
+        for batch in _batches(file):
             values = batch.column(EMBEDDING)
             there = np.flatnonzero(np.asarray(pc.is_valid(values)))
             values = values.take(pa.array(there)).cast(pa.list_(pa.float32()))
@@ -86,6 +86,12 @@ def read_vectors(path: str, width: int) -> Iterator[tuple[np.ndarray, np.ndarray
 def identity(path: str) -> str:
     """64 hex digits over the bytes of a local file; of a URL, over size and etag. Raises InfrastructureError."""
     return stat_file(path).stamp if "://" in path else file_sha256(Path(path))
+
+
+def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Of the vectors. Asked for all row groups at once, Arrow holds on to those it has read."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(AT_ONCE, row_groups=[group], columns=[EMBEDDING])
 
 
 def _is_vector(kind: pa.DataType | None) -> bool:

@@ -83,7 +83,7 @@ def forget_errors(ledger: Ledger, recipe: Recipe) -> int:
         if not isinstance(op, StepOp):
             continue
         if op.step.shape == "global":  # who of its references err is asked again when it next runs
-            remove += [f.path for f in ledger.files(references_table(op)) if ledger.read(f)["error"].null_count < f.rows]
+            remove += [f.path for f in ledger.files(references_table(recipe, op)) if ledger.read(f)["error"].null_count < f.rows]
             continue
         for i, file in enumerate(ledger.files(step_table(op))):
             rows = ledger.read(file)

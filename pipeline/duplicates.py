@@ -43,7 +43,7 @@ class Member:
     role      "sample"; "reference": of what the corpus is held against; "earlier": of the dataset version that is held against.
     of, rung, similarity: as the step wrote them (None of a sample that is no copy). verdict: "kept", …, None where it has none.
     values    what keep_best reads: column → value (of the first medium).
-    media, text: what to draw.
+    media, text: what to draw; of a step that compares texts alone only these.
     """
 
     uid: str
@@ -219,7 +219,7 @@ def members(step: Opened, uids: Sequence[str]) -> dict[str, Member]:
             rung=copy.get("rung"),
             similarity=copy.get("similarity"),
             values=values.get(uid, {}),
-            media=tuple(MediaRef.from_row(m) for m in record.get("media") or ()),
+            media=tuple(MediaRef.from_row(m) for m in record.get("media") or () if step.op.what.on != "texts"),
             text=_text(json.loads(record.get("texts") or "{}")),
         )
     return found
@@ -273,7 +273,7 @@ def _why(ordering: str, columns: Sequence[str], keeper: Member, copies: Sequence
 def _reference_media(step: Opened, uids: Sequence[str]) -> dict[str, tuple[MediaRef, ...]]:
     """The media of samples of references, by their labels."""
     asked = {named: uid for uid in uids if (named := parse_label(uid)) is not None}
-    table = references.kept(step.ledger, step.op) if asked else None
+    table = references.kept(step.ledger, step.recipe, step.op) if asked else None
     if table is None:
         return {}
     rows = table.filter(pc.is_in(table["key"], value_set=pa.array([key for _, key in asked], pa.string()))).to_pylist()

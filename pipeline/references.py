@@ -1,7 +1,7 @@
 """What a global step holds its population against: samples of references through the recipe's own annotators, and files of vectors.
 
 Samples of references are no samples of the run: they are in no listing and have no verdict. What steps said of them lies in the steps' own
-tables under uids that no source can have, and who they are in a table `references-<step digest>`. That digest is also over what lies at a
+tables under uids that no source can have, and who they are in a table `references-<digest>`. That digest is also over what lies at a
 reference's place (`curation.reference.reference_identity`), so the table is made once, and the place is not looked at again.
 """
 
@@ -103,7 +103,7 @@ def held_against(judge: Judge, op: StepOp, tally: Tally | None = None) -> Held |
         return None
     column = check_vectors(judge.recipe, op)
     samples = [r for r in references if r.format != "embeddings"]
-    known = kept(judge.ledger, op) if samples else REFERENCES.empty_table()
+    known = kept(judge.ledger, judge.recipe, op) if samples else REFERENCES.empty_table()
     if known is None:
         known = _compute(judge, op, samples, tally or Done())
     parts, files, count = [], [], 0
@@ -124,13 +124,14 @@ def references_of(op: StepOp) -> tuple[Reference, ...]:
     return tuple(sorted(found, key=lambda reference: reference.name))
 
 
-def references_table(op: StepOp) -> str:
-    return f"references-{op.digest}"
+def references_table(recipe: Recipe, op: StepOp) -> str:
+    """The table of REFERENCES: of a step, and of the steps before it that its references go through."""
+    return f"references-{digest_of(op.digest, [o.digest for o in _needed(recipe, op)])}"
 
 
-def kept(ledger: Ledger, op: StepOp) -> pa.Table | None:
+def kept(ledger: Ledger, recipe: Recipe, op: StepOp) -> pa.Table | None:
     """REFERENCES as the ledger has them, in order of (name, key); None where they have not been computed."""
-    files = ledger.files(references_table(op))
+    files = ledger.files(references_table(recipe, op))
     return pa.concat_tables([ledger.read(f) for f in files]).sort_by([("name", "ascending"), ("key", "ascending")]) if files else None
 
 
@@ -171,7 +172,7 @@ def unseen(judge: Judge, op: StepOp) -> str:
     """For a plan: how many samples of references the steps have yet to see, in words; "" for none. Starts nothing, writes nothing."""
     check_vectors(judge.recipe, op)
     samples = [r for r in references_of(op) if r.format != "embeddings"]
-    if not samples or kept(judge.ledger, op) is not None:
+    if not samples or kept(judge.ledger, judge.recipe, op) is not None:
         return ""
     steps = _needed(judge.recipe, op)
     held = _judge_of(judge, samples, steps)
@@ -210,7 +211,7 @@ def _compute(judge: Judge, op: StepOp, references: Sequence[Reference], tally: T
         _look_at(reference, op, steps, found.filter(pc.equal(found["name"], reference.name)))
     rows = found.filter(found["applies"]).select(REFERENCES.names).cast(REFERENCES)
     if judge.ledger.lease is not None:
-        judge.ledger.commit("global", {references_table(op): rows}, note={"references": [r.name for r in references]})
+        judge.ledger.commit("global", {references_table(judge.recipe, op): rows}, note={"references": [r.name for r in references]})
     return rows
 
 
@@ -235,7 +236,7 @@ def _look_at(reference: Reference, op: StepOp, steps: Sequence[StepOp], rows: pa
         kinds = ", ".join(sorted(set(rows["kind"].to_pylist())))
         raise InfrastructureError(
             f"step {op.name}: reference {reference.name!r} at {reference.path} holds only {kinds}, of which "
-            f"{' + '.join(o.name for o in steps)} say nothing that {op.name} compares; mend its path, or take it out of the recipe"
+            f"{' + '.join(o.name for o in steps)} will tell nothing that {op.name} compares; mend its path, or take it out of the recipe"
         )
 
 

@@ -190,6 +190,22 @@ def test_a_dataset_is_a_benchmark_too(finished: Path, tmp_path: Path) -> None:
     assert sum(line.startswith("reference:") for line in lines(tmp_path / "n")) == 5
 
 
+def test_a_document_is_a_benchmark_page_by_page(one_ray: None, tmp_path: Path) -> None:
+    pictures(tmp_path / "pics", 2)
+    (tmp_path / "bench").mkdir()
+    with Image.open(tmp_path / "pics/001.jpg") as page:
+        page.resize((600, 450)).save(tmp_path / "bench/paper.pdf", quality=95)
+    deduplicate = {"deduplicate": {"reference": [{"name": "b", "folder": str(tmp_path / "bench")}]}}
+    run(recipe(tmp_path / "r.yaml", {"pics": tmp_path / "pics"}, ["pages", "probe", deduplicate]), tmp_path / "run")
+    assert copies(tmp_path / "run") == {"001.jpg": "reference:b/paper.pdf#page=1"}
+    assert ask(tmp_path / "run", "select count(*) from samples") == [(2,)]
+    whole = recipe(
+        tmp_path / "whole.yaml", {"pics": tmp_path / "pics"}, ["probe", {"deduplicate": {"phash_radius": 3, **deduplicate["deduplicate"]}}]
+    )
+    with pytest.raises(InfrastructureError, match="holds only pdf, of which probe will tell nothing that deduplicate compares"):
+        run(whole, tmp_path / "run")
+
+
 def test_vectors_of_a_run_are_a_benchmark_too(finished: Path, tmp_path: Path) -> None:
     """Other vectors under the same key are another reference: neither verdicts nor stored pairs are those of the first."""
     shutil.copytree(finished / "run", tmp_path / "run")
