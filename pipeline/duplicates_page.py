@@ -112,7 +112,7 @@ def _rung(rung: Rung, drawn: _Drawn) -> str:
     parts = [
         head,
         f'<p class="soft"><code>{_text(rung.setting)}</code>: pairs at or above a similarity of {rung.threshold:.4g} count as near. '
-        f"{rung.pairs:,} pairs at or above {rung.floor:.4g} are stored; of samples of equal bytes only one is among them.</p>",
+        f"{rung.pairs:,} pairs at or above {rung.floor:.4g} are stored; of samples of equal content only one is among them.</p>",
     ]
     if rung.pairs:
         axis = "bits of 64 that differ" if rung.bits else "similarity"
