@@ -217,7 +217,18 @@ def test_orderings_that_are_no_pure_function_of_a_sample_are_refused(ordering: s
 def test_values_that_cannot_work_are_refused() -> None:
     assert STEP.check is not None
     STEP.check(What(keep_best="width * height desc nulls last"))
-    for what in (What(on="captions"), What(phash_radius=17), What(phash_radius=-1), What(phash_radius=0, sha256=False)):
+    unknown: Any = "captions"
+    for what in (
+        What(on=unknown),
+        What(across=unknown),
+        What(action=unknown),
+        What(cosine=1.2),
+        What(jaccard=0.1),
+        What(probes=0),
+        What(phash_radius=17),
+        What(phash_radius=-1),
+        What(phash_radius=0, sha256=False),
+    ):
         with pytest.raises(ValueError):
             STEP.check(what)
 
