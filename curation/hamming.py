@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import numba
 import numpy as np
 import xxhash
 
 from curation.hamming_tables import BITS, build_tables, load_tables
 from curation.hamming_walk import NONE, walk
-from curation.near import MOST, Found
+from curation.near import MOST, Found, most_in_room
 from curation.population import Workers
 
 VERSION = 1  # of what the files in scratch hold
@@ -43,7 +44,8 @@ def near_hashes(
     before all others. queries: bool (m,): only pairs with an end in it. radius: 0..16 bits.
 
     A pure function of the set {(hash, rank, fixed, query)}. Tables and the answers of tasks lie in `scratch`; answers that are there
-    already are used. At most m · most pairs come back, and joining them takes 28 bytes for each. Raises ValueError.
+    already are used. Joining pairs takes 28 bytes for each; where there would be more than ROOM a thing (curation/near.py), as among very
+    many that are alike, `most` is halved until they fit. Raises ValueError.
     """
     return near_variants(hashes, rank, fixed, radius, _itself, "", workers, scratch, queries, most)
 
@@ -79,7 +81,7 @@ def near_variants(
         wanted = np.asarray(queries, bool)[order]
         folders.append(_search(hashes, free & wanted, np.ones(len(hashes), bool), radius, most, variants, name, workers, scratch))
         folders.append(_search(hashes, free & ~wanted, wanted, radius, most, variants, name, workers, scratch))
-    return _joined([file for files in folders for file in files], hashes, order, variants)
+    return _joined([file for files in folders for file in files], hashes, order, variants, most)
 
 
 def _check(hashes: np.ndarray, rank: np.ndarray, fixed: np.ndarray, radius: int, most: int, queries: np.ndarray | None) -> None:
@@ -116,9 +118,14 @@ def _search(
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number:06d}.npz" for number in range(-(-count // TASK))]
     missing = [number for number, file in enumerate(files) if not file.exists()]
+
+    def tasks() -> Iterator[tuple[str, int, int, int, Variants]]:
+        _lay_out(folder, hashes, asking, held, radius)  # here, so that workers who refuse, as a plan's do, cost no tables
+        for number in missing:
+            yield str(folder), number, radius, most, variants
+
     if missing:
-        _lay_out(folder, hashes, asking, held, radius)
-        for _ in workers.map(_look_up, [(str(folder), number, radius, most, variants) for number in missing]):
+        for _ in workers.map(_look_up, tasks()):
             pass
         shutil.rmtree(folder / "tables", ignore_errors=True)
     return files
@@ -170,16 +177,23 @@ def _look_up(folder: str, number: int, radius: int, most: int, variants: Variant
         np.savez(out, pairs=pairs[:filled], cut=cut[:cuts])
 
 
-def _joined(files: list[Path], hashes: np.ndarray, order: np.ndarray, variants: Variants) -> Found:
+def _joined(files: list[Path], hashes: np.ndarray, order: np.ndarray, variants: Variants, most: int) -> Found:
     """No pair is in two files: a place asks in one task."""
-    pairs, cuts = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
+    counts, cut = np.zeros(len(hashes), np.int64), np.zeros(len(hashes), bool)
     for file in files:
         with np.load(file, allow_pickle=False) as found:
-            pairs.append(found["pairs"])
-            cuts.append(found["cut"])
-    joined = np.concatenate(pairs)
-    pairs.clear()
+            _count(found["pairs"], counts)
+            cut[order[found["cut"]]] = True
+    fitting = most_in_room(counts, most)
+    joined = np.empty(int(np.minimum(counts, fitting).sum()), np.uint64)
+    filled = 0
+    for file in files:
+        with np.load(file, allow_pickle=False) as found:
+            pairs = found["pairs"] if fitting == most else _best(found["pairs"], fitting)
+        joined[filled : filled + len(pairs)] = pairs
+        filled += len(pairs)
     joined.sort()
+    cut[order[counts > fitting]] = True
     similarity = np.empty(len(joined), np.float32)
     better, worse = np.empty(len(joined), np.int64), np.empty(len(joined), np.int64)
     for begin in range(0, len(joined), TASK):
@@ -187,9 +201,24 @@ def _joined(files: list[Path], hashes: np.ndarray, order: np.ndarray, variants: 
         a, b = joined[part] >> np.uint64(32), joined[part] & np.uint64(NONE)
         similarity[part] = 1.0 - np.bitwise_count(variants(hashes[a]) ^ hashes[b][:, None]).min(axis=1) / BITS
         better[part], worse[part] = order[a], order[b]
-    cut = np.zeros(len(hashes), bool)
-    cut[order[np.concatenate(cuts)]] = True
     return Found(better, worse, similarity, cut)
+
+
+@numba.njit(cache=True)
+def _count(pairs: np.ndarray, counts: np.ndarray) -> None:
+    """Adds how many betters each worse place has."""
+    for pair in pairs:
+        counts[pair & np.uint64(NONE)] += 1
+
+
+def _best(pairs: np.ndarray, most: int) -> np.ndarray:
+    """Of each worse place the pairs with its `most` best betters, of all of them."""
+    pairs = np.sort(pairs << np.uint64(32) | pairs >> np.uint64(32))
+    worse = pairs >> np.uint64(32)
+    begins = np.flatnonzero(np.concatenate([[True], worse[1:] != worse[:-1]])) if len(pairs) else np.zeros(0, np.int64)
+    place = np.arange(len(pairs)) - np.repeat(begins, np.diff(np.append(begins, len(pairs))))
+    pairs = pairs[place < most]
+    return pairs << np.uint64(32) | pairs >> np.uint64(32)
 
 
 def _itself(hashes: np.ndarray) -> np.ndarray:

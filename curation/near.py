@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 MOST = 128  # pairs kept of one that has more betters near it
+ROOM = 16  # pairs for each thing, on the average, that an answer has room for
+LEAST_ROOM = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,17 @@ class Found:
 
     def __len__(self) -> int:
         return len(self.better)
+
+
+def most_in_room(counts: np.ndarray, most: int) -> int:
+    """`most`, halved until an answer has room for as many pairs of each thing: ROOM a thing, LEAST_ROOM at least.
+
+    counts: int64 (m,), betters near each of m things. Those of a part of the pairs give no less than those of all.
+    """
+    room = max(LEAST_ROOM, ROOM * len(counts))
+    while most > 1 and int(np.minimum(counts, most).sum()) > room:
+        most //= 2
+    return most
 
 
 def found_of(parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], rank: np.ndarray, most: int = MOST) -> Found:

@@ -67,7 +67,7 @@ def near_vectors(
     ids      int64 (m,), each once; those without a valid vector are near nothing. rank: int64 (m,), each once, lowest is best.
     fixed    bool (m,): of better rank than all others; pairs of two of them are not wanted.
     queries  bool (m,): only pairs with an end in it are wanted. None: all.
-    most     betters given of each (Found.cut), fewer where that would be over ROOM pairs a thing (search_merge).
+    most     betters given of each (Found.cut), fewer where that would be over ROOM pairs a thing (curation/near.py).
     gpus     of a task; 0 searches on the CPU.
 
     A pure function of which vectors have which rank: neither the order of ids, nor workers, nor the cut into tasks shows. With several

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from curation.near import Found
+from curation.near import Found, most_in_room
 from curation.population import Workers
 from curation.search_files import mapped, pairs_in, put, range_of, runs_of
 
 AT_ONCE = 1 << 22  # pairs of a range: 80 MB, and three times that while they are sorted
-ROOM = 16  # pairs for each thing, on the average, that an answer has room for
-LEAST_ROOM = 1 << 22
 
 
 def merge(paths: Sequence[Path], by_rank: np.ndarray, most: int, workers: Workers, folder: Path) -> Found:
@@ -36,9 +34,7 @@ def merge(paths: Sequence[Path], by_rank: np.ndarray, most: int, workers: Worker
     for i, file in enumerate(files):
         first, last = n * i // ranges, n * (i + 1) // ranges
         counts[first:last] = np.bincount(mapped(file)["worse"] - first, minlength=last - first)
-    room = max(LEAST_ROOM, ROOM * n)
-    while most > 1 and int(np.minimum(counts, most).sum()) > room:
-        most //= 2
+    most = most_in_room(counts, most)
     size = int(np.minimum(counts, most).sum())
     worse, better, similarity = np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.float32)
     filled = 0

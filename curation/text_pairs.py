@@ -11,14 +11,14 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from curation.near import MOST, Found, found_of
+from curation.near import MOST, Found, found_of, most_in_room
 from curation.population import OneByOne, Workers
 from curation.search_files import put
 from curation.text_tokens import Search, count_tokens, deal_tokens, masks_of, slice_of
 from curation.vectors import Vectors
 from shards.sample import digest_of
 
-VERSION = 1  # of what the files of a search hold
+VERSION = 2  # of what the files of a search hold
 TILE = 1 << 16  # tokens whose signatures are in memory at once: 32 MB at 128 numbers
 PAIRS = 1 << 22  # pairs that a task or the caller holds before it drops what is over `most`
 ALONE = 20_000  # signatures below which nothing is gained by spreading them
@@ -71,10 +71,12 @@ def near_signatures(
     for _ in workers.map(deal_tokens, ((search, group) for group in range(search.groups))):
         pass
     held = _Held(rank[by_id], most)
-    for path in workers.map(join_slice, ((search, number) for number in range(search.slices))):
+    for number, path in enumerate(workers.map(join_slice, ((search, number) for number in range(search.slices)))):
         pairs = np.load(path, allow_pickle=False)
+        held.most = min(held.most, int(np.load(search.path("most", number), allow_pickle=False)))
         held.add(pairs["better"], pairs["worse"], pairs["equal"] / np.float32(vectors.width))
-    return found_of([(by_id[a], by_id[b], similarity) for a, b, similarity in held.parts], rank, most)
+    held.fit()
+    return found_of([(by_id[a], by_id[b], similarity) for a, b, similarity in held.parts], rank, held.most)
 
 
 def _prepared(
@@ -109,7 +111,8 @@ def _prepared(
 
 
 class _Held:
-    """Pairs of things that come in parts, never many more than may be wanted: of each the best-ranked `most` + 1."""
+    """Pairs of things that come in parts, never many more than may be wanted: of each the best-ranked `most` + 1. `most` is halved where an
+    answer would have no room for so many (curation/near.py); in which parts they come does not show, for more pairs never ask for less."""
 
     def __init__(self, rank: np.ndarray, most: int) -> None:
         self.rank, self.most = rank, most
@@ -122,9 +125,17 @@ class _Held:
         self.parts.append((better, worse, similarity))
         self.held += len(better)
         if self.held > self.room:
-            found = found_of(self.parts, self.rank, self.most + 1)
-            self.parts, self.held = [(found.better, found.worse, found.similarity)], len(found)
-            self.room = max(PAIRS, 2 * self.held)
+            self.fit()
+
+    def fit(self) -> None:
+        """Drop what is over `most` + 1."""
+        found = found_of(self.parts, self.rank, self.most + 1)
+        most = most_in_room(np.bincount(found.worse, minlength=len(self.rank)), self.most)
+        if most < self.most:
+            found = found_of([(found.better, found.worse, found.similarity)], self.rank, most + 1)
+        self.most = most
+        self.parts, self.held = [(found.better, found.worse, found.similarity)], len(found)
+        self.room = max(PAIRS, 2 * self.held)
 
 
 def join_slice(search: Search, number: int) -> str:
@@ -146,6 +157,7 @@ def join_slice(search: Search, number: int) -> str:
             held.add(*_walk(search, tile, earlier, np.zeros(until, np.int64), np.full(until, earlier.size), seen))
         first = np.maximum(starts[low : low + tile.size] - low, 0)
         held.add(*_walk(search, tile, tile, first, np.arange(tile.size), seen))
+    put(search.path("most", number), np.array(held.most))  # what it had no room for the answer has none for either
     put(path, _stored(held.parts))
     return str(path)
 

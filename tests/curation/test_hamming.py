@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation import hamming, hamming_tables
+from curation import hamming, hamming_tables, near
 from curation.hamming import near_hashes
 from curation.hamming_tables import SWELL, band_radius, build_tables, choose_parts, load_tables
 from curation.near import MOST, Found
@@ -143,6 +143,28 @@ def test_all_alike_gives_each_its_best_ranked(scratch: Path) -> None:
     assert found.cut.sum() == 40_000 - 9
     assert not found.cut[rank <= 8].any()
     assert (found.similarity == 1.0).all()
+
+
+def test_a_corpus_that_is_one_blob_is_given_fewer_betters_each(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "LEAST_ROOM", 100)
+    monkeypatch.setattr(hamming, "TASK", 150)
+    rank = np.random.default_rng(4).permutation(400)
+    found = search(np.full(400, 7, np.uint64), rank, None, 8, scratch, most=40)
+    worse = np.bincount(rank[found.worse], minlength=400)
+    assert np.array_equal(worse, np.minimum(np.arange(400), 10))  # 40, 20, 10: 16 each have room
+    assert rank[found.better].max() == 9
+    assert np.array_equal(found.cut, rank > 10)
+
+
+def test_workers_that_refuse_cost_no_tables(scratch: Path) -> None:
+    class Refusing(OneByOne):
+        def map(self, function: Any, tasks: Any, *, gpus: float = 0.0) -> Any:
+            raise InterruptedError
+
+    hashes = np.random.default_rng(5).integers(0, 2**64, 1000, dtype=np.uint64)
+    with pytest.raises(InterruptedError):
+        near_hashes(hashes, np.arange(1000), np.zeros(1000, bool), 4, Refusing(), scratch)
+    assert not list(scratch.rglob("tables*"))
 
 
 def test_a_blob_within_the_radius_costs_its_best_and_no_more(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:

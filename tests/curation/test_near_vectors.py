@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import curation.near as near
 import curation.near_vectors as near_vectors_module
 import curation.search_merge as search_merge
 import curation.search_plan as search_plan
@@ -277,7 +278,7 @@ def test_a_blob_costs_most_pairs_each(tmp_path: Path, search: Search, spread: fl
 
 
 def test_a_corpus_that_is_one_blob_is_given_fewer_betters_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_merge, "LEAST_ROOM", 100)
+    monkeypatch.setattr(near, "LEAST_ROOM", 100)
     values, rank = np.ones((400, 8), np.float32), np.arange(400)
     vectors = vectors_of(tmp_path / "vectors", values)
     found = near_vectors(vectors, np.arange(400), rank, np.zeros(400, bool), 0.9, Search(), OneByOne(), tmp_path, None, 40)

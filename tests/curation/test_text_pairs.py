@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation import text_pairs, text_tokens
+from curation import near, text_pairs, text_tokens
 from curation.near import MOST, Found, found_of
 from curation.population import OneByOne
 from curation.text_pairs import near_signatures
@@ -184,6 +184,20 @@ def test_all_alike(tmp_path: Path) -> None:
     assert found.better.max() == 2
     assert found.cut.sum() == 996
     assert set(found.similarity.tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("pairs", [50, 1 << 22])
+def test_a_corpus_that_is_one_blob_is_given_fewer_betters_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
+    """However few pairs a task holds before it drops some."""
+    monkeypatch.setattr(near, "LEAST_ROOM", 100)
+    monkeypatch.setattr(text_pairs, "PAIRS", pairs)
+    monkeypatch.setattr(text_pairs, "TILE", 57)
+    signatures = np.repeat(planted(1), 400, axis=0)
+    rank = np.random.default_rng(6).permutation(400)
+    found = search(vectors_of(tmp_path / "v", signatures), rank, 0.8, tmp_path, most=40)
+    assert np.array_equal(np.bincount(rank[found.worse], minlength=400), np.minimum(np.arange(400), 10))  # 40, 20, 10: 16 each have room
+    assert rank[found.better].max() == 9
+    assert np.array_equal(found.cut, rank > 10)
 
 
 def test_a_phrase_that_all_share_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
