@@ -223,8 +223,16 @@ def _ids(vectors: Vectors | None, rows: np.ndarray, medium: int) -> np.ndarray:
 
 
 def _column(table: pa.Table, name: str) -> pa.Array:
-    column = table[name].combine_chunks()
-    return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
+    """As one array with offsets of 64 bits: those of 32 end at 2 GiB of text, which are the sha256 of 33 million media."""
+    column = table[name]
+    return column.cast(large_type(column.type)).combine_chunks()
+
+
+def large_type(kind: pa.DataType) -> pa.DataType:
+    """The same values with offsets of 64 bits."""
+    if pa.types.is_list(kind):
+        return pa.large_list(large_type(kind.value_type))
+    return pa.large_string() if pa.types.is_string(kind) else kind
 
 
 def _lengths(column: pa.Array) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.ladder import codes_of
 from curation.population import Population
 from curation.vectors import Vectors
 from shards.errors import InfrastructureError, ShardError
@@ -19,7 +20,7 @@ from shards.sample import digest_of
 
 log = logging.getLogger("fovea")
 
-AT_ONCE = 8_192  # vectors read for a digest
+AT_ONCE = 8_192  # rows or vectors read for a digest
 _VERSION = re.compile(r"v-[0-9a-f]{4,64}")
 
 
@@ -73,9 +74,9 @@ def read_keepers(population: Population, against: str) -> Held:
     """
     dataset = _opened(population, against)
     index = _index(dataset)
-    uids, wanted = population.table["uid"].combine_chunks(), index["uid"]
+    uids, wanted = population.table["uid"], index["uid"]
     samples = np.arange(population.table.num_rows) < population.samples
-    known = pc.is_in(uids, value_set=wanted.combine_chunks()).to_numpy(zero_copy_only=False) & samples
+    known = pc.is_in(uids, value_set=wanted).to_numpy() & samples
     gone = index.filter(pc.invert(pc.is_in(wanted, value_set=uids.filter(pa.array(samples)))))
     table = population.table
     if gone.num_rows:
@@ -117,7 +118,7 @@ def _index(dataset: Dataset) -> pa.Table:
     if not dataset.manifest.shards:
         return pa.table({"uid": pa.array([], pa.string())})
     table = dataset.index(["uid", "source", "kind", "media", *(["phash"] if "phash" in scores else [])])
-    _, first = np.unique(pc.dictionary_encode(table["uid"].combine_chunks()).indices.to_numpy(), return_index=True)
+    _, first = np.unique(codes_of(table["uid"].cast(pa.large_string()).combine_chunks()), return_index=True)
     return table.take(pa.array(np.sort(first)))
 
 
@@ -140,5 +141,8 @@ def _digest(population: Population, version: str) -> str:
     if not version and not population.references:
         return ""
     rows = population.table.slice(population.samples)
-    names = [name for name in ("uid", "sha256", "phash") if name in rows.column_names]
-    return digest_of(version, rows.select(names).to_pylist())
+    rows = rows.select([name for name in ("uid", "sha256", "phash") if name in rows.column_names])
+    content = hashlib.sha256()
+    for start in range(0, rows.num_rows, AT_ONCE):
+        content.update(digest_of(rows.slice(start, AT_ONCE).to_pylist()).encode())
+    return digest_of(version, content.hexdigest())
