@@ -37,6 +37,7 @@ log = logging.getLogger("fovea")
 
 SCRATCH = "global-"  # what the names of their folders begin with
 VECTORS_AT_ONCE = 8_192
+PLANNED_VECTORS = 1_000_000  # rows whose vectors a plan lays into blocks, where it computes no searches: 2 GB on disk at 512 numbers
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, media, values: see write_vectors
 
@@ -62,7 +63,8 @@ def run_global(judge: Judge, segment: Segment, op: StepOp, workers: Workers | No
 
 
 def plan_global(judge: Judge, segment: Segment, op: StepOp, most: int) -> pa.Table | None:
-    """The result without Ray and without a trace, or None where that would be work for a cluster: searches among more than `most` rows."""
+    """The result without Ray and without a trace, or None where that would be work for a cluster: searches among more than `most` rows, or
+    vectors of more than PLANNED_VECTORS."""
     with tempfile.TemporaryDirectory(prefix="fovea-plan-") as folder:
         population = open_population(judge, segment, op, _Few(), Path(folder))
         if population.table.num_rows <= most:
@@ -102,7 +104,7 @@ def open_population(judge: Judge, segment: Segment, op: StepOp, workers: Workers
     table = judge.connection.sql(query).to_arrow_table()
     scratch.mkdir(parents=True, exist_ok=True)
     population = judge.populations[op.digest]
-    vectors = _LedgerVectors(judge, numbered, table.num_rows, wide, scratch, held)
+    vectors = _LedgerVectors(judge, numbered, table.num_rows, wide, scratch, held, PLANNED_VECTORS if isinstance(workers, _Few) else None)
     return Population(
         table=table,
         vectors=vectors,
@@ -187,7 +189,7 @@ def _digests(judge: Judge, op: StepOp) -> dict[str, str]:
 
 @dataclass(slots=True)
 class _LedgerVectors(Mapping[str, Vectors]):
-    """Vectors by column, laid into blocks when one is asked for."""
+    """Vectors by column, laid into blocks when one is asked for. most: rows above which they are not; None = never."""
 
     judge: Judge
     numbered: str
@@ -195,11 +197,14 @@ class _LedgerVectors(Mapping[str, Vectors]):
     wide: dict[str, tuple[StepOp, str]]
     scratch: Path
     held: Held | None
+    most: int | None = None
     made: dict[str, Vectors] = field(default_factory=dict)
 
     def __getitem__(self, column: str) -> Vectors:
         if column not in self.made:
             op, _ = self.wide[column]
+            if self.most is not None and self.rows > self.most:
+                raise _TooMany
             more = np.zeros((0, 2), np.int64)
             if op.step.level == "medium":
                 query = f"select _row, unnest(range(1, n_media::bigint)) as m from {self.numbered} where n_media > 1 order by _row, m"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from curation.vectors import Vectors, write_vectors
 from pipeline.ledger import open_ledger
 from pipeline.plan import make_plan
 from pipeline.ray_workers import RayWorkers
@@ -80,6 +81,23 @@ def test_a_plan_leaves_a_great_search_to_the_run(corpus: Path, monkeypatch: pyte
     great = make_plan(load_recipe(corpus / "r.yaml"), str(corpus / "run"))
     assert great.counts["pending"] == 6
     assert [s.calls for s in great.steps] == [0, 0, 1]
+
+
+def test_a_plan_lays_no_vectors_of_very_many(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(corpus / "r.yaml", corpus / "run", until="tests.steps.colours")
+    laid: list[int] = []
+
+    def counted(*args: Any, **more: Any) -> Vectors:
+        laid.append(args[1])
+        return write_vectors(*args, **more)
+
+    monkeypatch.setattr("pipeline.globals.write_vectors", counted)
+    monkeypatch.setattr("pipeline.plan.PLANNED_ROWS", 3)
+    assert make_plan(load_recipe(corpus / "r.yaml"), str(corpus / "run")).counts["pending"] == 6
+    assert laid == [6]
+    monkeypatch.setattr("pipeline.globals.PLANNED_VECTORS", 5)
+    assert make_plan(load_recipe(corpus / "r.yaml"), str(corpus / "run")).counts["pending"] == 6
+    assert laid == [6]
 
 
 def test_an_error_of_a_task_ends_the_run_as_itself_and_the_next_goes_on(corpus: Path) -> None:
