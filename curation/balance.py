@@ -104,7 +104,7 @@ def _ranks(cluster: np.ndarray, order: np.ndarray, sizes: np.ndarray) -> np.ndar
 def _caps(what: What, sizes: np.ndarray) -> np.ndarray:
     """int64 (k,): how many of each cluster stay. With alpha: min(size, s·size^alpha) for the s that gives the total."""
     if what.per_cluster:
-        return np.minimum(sizes, what.per_cluster)
+        return np.minimum(sizes, min(what.per_cluster, int(sizes.sum())))
     total = min(int(sizes.sum()), math.ceil((what.total if what.total >= 1 else what.total * sizes.sum()) - 1e-9))
     weights = np.where(sizes > 0, np.maximum(sizes, 1) ** what.alpha, 0.0)
     low, high = 0.0, float(max(sizes.max(), 1))  # at `high` every cluster stays whole, for weights are at least 1
@@ -139,7 +139,8 @@ def _check(what: What) -> None:
         raise ValueError(f"total: {what.total} must be above 0: a number of pictures, or below 1 a share")
     if what.seed < 0:
         raise ValueError(f"seed: {what.seed} is below 0")
-    order_columns(what.keep_best)
+    if what.embedding in order_columns(what.keep_best):
+        raise ValueError(f"keep_best: {what.embedding!r} holds lists, which cannot be ordered by; name another column")
 
 
 STEP = Step(
@@ -153,6 +154,7 @@ STEP = Step(
     columns=_columns,
     reads=lambda what: [c for c in dict.fromkeys([what.embedding, *order_columns(what.keep_best)]) if c not in ("uid", "kind")],
     reduce=reduce,
+    vectors=lambda what: {what.embedding: "float"},
     implied=lambda what: "{prefix}rank is null or {prefix}rank < {prefix}cap",
     check=_check,
 )

@@ -228,6 +228,15 @@ def _compared(what: What) -> list[str]:
     return [*(media if what.media else []), *(texts if what.on != "media" else [])]
 
 
+def _vectors(what: What) -> dict[str, Literal["float", "uint32"]]:
+    found: dict[str, Literal["float", "uint32"]] = {}
+    if what.media and what.embedding:
+        found[what.embedding] = "float"
+    if what.on != "media" and what.texts:
+        found[what.texts] = "uint32"
+    return found
+
+
 def _reads(what: What) -> list[str]:
     read = [*_compared(what), *(["source"] if what.across != "all" else []), *order_columns(what.keep_best)]
     return [name for name in dict.fromkeys(read) if name not in ("uid", "kind")]
@@ -271,11 +280,15 @@ def _check(what: What) -> None:
         raise ValueError(f"cosine_floor: {what.cosine_floor} is outside {SMALLEST['cosine']}..1 (0 = automatic)")
     if what.lists < 0 or what.probes < 1:
         raise ValueError(f"lists: {what.lists} and probes: {what.probes}: lists is at least 0 (0 = automatic), probes at least 1")
+    if what.seed < 0:
+        raise ValueError(f"seed: {what.seed} is below 0")
     if what.media and not what.sha256 and not what.phash_radius and not what.embedding:
         raise ValueError("sha256 is off, phash_radius is 0 and there is no embedding: no media are compared; turn one of them on")
     if what.on != "media" and what.texts and not what.texts.endswith("minhash"):
         raise ValueError(f"texts: {what.texts!r} is no column of a minhash step; those are called minhash, or <as>_minhash")
-    order_columns(what.keep_best)
+    for column in order_columns(what.keep_best):
+        if column in _vectors(what):
+            raise ValueError(f"keep_best: {column!r} holds lists, which cannot be ordered by; name another column")
     check_references(_references(what))
     if what.against:
         check_version(what.against)
@@ -304,6 +317,7 @@ STEP = Step(
     reduce=reduce,
     references=_references,
     compares=_compared,
+    vectors=_vectors,
     identity=_identity,
     implied=_implied,
     check=_check,

@@ -131,6 +131,8 @@ class Step:
                what `references` name: neither the order of rows nor the number of workers matters.
     references globals: What -> what the population is held against: its rows come behind those of the samples (`Population.samples`).
     compares   globals with references: What -> those of the columns it reads that what it is held against must have. Default: all of them.
+    vectors    globals: What -> those of the columns it reads that hold lists of numbers, and what the numbers are. A recipe that names
+               a column of another type there, or one of lists anywhere else, is refused.
     implied    globals: What -> rule that rejects (shown by `plan`; `rule: false` drops it), or None.
                Written over final names with `{prefix}` where the step's own begin: "{prefix}of is null"; the recipe fills it in.
     identity   What -> JSON value that stands for it in the step digest, where fields are paths: the digest of what lies there.
@@ -154,6 +156,7 @@ class Step:
     reduce: Callable[[Any, Population], pa.Table] | None = None
     references: Callable[[Any], Sequence[Reference]] | None = None
     compares: Callable[[Any], Sequence[str]] | None = None
+    vectors: Callable[[Any], Mapping[str, Literal["float", "uint32"]]] | None = None
     implied: Callable[[Any], str | None] | None = None
     identity: Callable[[Any], Any] | None = None
     check: Callable[[Any], None] | None = None

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from curation.models import Model
 from curation.rules import BASE_COLUMNS, FLAT_KEYS, Rule, RuleColumn, RuleError, parse_rule
 from curation.step import Column, Step, step_digest
@@ -194,6 +196,8 @@ class _Compiler:
         if missing:
             return None
         columns = tuple(name for name in read if name not in ROOTS)
+        if entry.step.vectors is not None and not self.holds_vectors(entry, columns, entry.step.vectors(entry.what)):
+            return None
         roots = {name for name in read if name in ROOTS}
         for name in columns:
             roots |= set(self.written[name][0].roots if name in self.written else _BASE_ROOTS.get(name, ("texts",)))
@@ -226,6 +230,24 @@ class _Compiler:
             self.known[column.name] = RuleColumn(column.type, column.kinds, level, column.wide)
         return op
 
+    def holds_vectors(self, entry: StepEntry, columns: Sequence[str], wanted: Mapping[str, str]) -> bool:
+        """Whether a global step reads lists of numbers where it asks for them, and nowhere else."""
+        right = True
+        for column in dict.fromkeys([*columns, *wanted]):
+            known = self.known.get(column, RuleColumn(pa.string()))  # a step's `reads` leaves uid and kind out: every population has them
+            if known.wide != (column in wanted):
+                told = "holds no vectors" if column in wanted else "holds lists, which cannot be ordered by"
+            elif column in wanted and _numbers(known.type) != wanted[column]:
+                told = f"holds lists of {_numbers(known.type)}, not of {wanted[column]}"
+            else:
+                continue
+            right = False
+            by = f" (written by {self.writers[column].name}, line {self.writers[column].line})" if column in self.writers else ""
+            others = [c for c, k in self.known.items() if k.wide and column in wanted and _numbers(k.type) == wanted[column]]
+            mend = f"name one that does: {', '.join(sorted(others))}" if others else "name another column"
+            self.problems.add(entry.place, f"step {entry.name!r}: the column {column!r}{by} {told}; {mend}")
+        return right
+
     def profile(self, entry: StepEntry) -> None:
         """A measure profile's name is a column of the shards' index, so it must be there once."""
         name = entry.what.loaded_profile().name
@@ -254,6 +276,12 @@ class _Compiler:
         """Digests of what is read, each with the name it is read by: two steps that change places are not the same input."""
         found = {name: self.written[name] for name in columns if name in self.written}
         return [f"{name}={op.digest}.{stored}" for name, (op, stored) in found.items()]
+
+
+def _numbers(kind: pa.DataType) -> str:
+    """What a column's lists hold, in the words of `Step.vectors`."""
+    value = kind.value_type if pa.types.is_list(kind) else kind
+    return "float" if pa.types.is_floating(value) else str(value)
 
 
 def _kinds(entry: StepEntry) -> frozenset[str]:

@@ -197,14 +197,20 @@ def is_folder(path: str) -> bool:
     """Whether there is a folder at a local path or URL. Raises SourceError for no known URL, InfrastructureError."""
     if is_url(path):
         fs, place = filesystem(path)
-        with driver_failures("looking for", path):
-            return bool(fs.isdir(place))
+        return _asked(fs.isdir, place, path)
     return os.path.isdir(path)
 
 
 def _exists(path: str) -> bool:
     if is_url(path):
         fs, place = filesystem(path)
-        with driver_failures("looking for", path):
-            return bool(fs.exists(place))
+        return _asked(fs.exists, place, path)
     return os.path.lexists(path)
+
+
+def _asked(question: Callable[[str], Any], place: str, url: str) -> bool:
+    try:
+        with driver_failures("looking for", url):
+            return bool(question(place))
+    except OSError as error:  # a refused connection is one too
+        raise InfrastructureError(f"looking for {url} failed: {error}; mend the network or the URL, then run again") from error

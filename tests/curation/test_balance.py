@@ -161,6 +161,11 @@ def test_a_killed_run_goes_on_and_says_the_same(tmp_path: Path, monkeypatch: pyt
     assert cut.equals(whole)
 
 
+def test_a_cap_above_all_numbers_keeps_all(tmp_path: Path) -> None:
+    found = rows(What(clusters=1, per_cluster=10**20), population(tmp_path, [[1.0, 0], [0.0, 1]]))
+    assert [row["cap"] for row in found.values()] == [2, 2]
+
+
 def test_vectors_that_say_nothing_are_in_no_cluster_and_stay(tmp_path: Path) -> None:
     of = population(tmp_path / "bad", [[1.0, 0], [0.0, 0], [float("nan"), 1], None, [float("inf"), 0], [0.0, 1]])
     found = rows(What(clusters=2, per_cluster=1), of)

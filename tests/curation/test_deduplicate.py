@@ -225,6 +225,7 @@ def test_values_that_cannot_work_are_refused() -> None:
         What(cosine=1.2),
         What(jaccard=0.1),
         What(probes=0),
+        What(seed=-1),
         What(phash_radius=17),
         What(phash_radius=-1),
         What(phash_radius=0, sha256=False),

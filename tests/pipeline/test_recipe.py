@@ -201,6 +201,32 @@ def test_problems_of_steps_and_sections(folder, text, expected):
 
 
 @pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (
+            "deduplicate: {embedding: width}",
+            "the column 'width' (written by probe, line 5) holds no vectors; name one that does: embedding",
+        ),
+        ("deduplicate: {embedding: minhash}", "the column 'minhash' (written by minhash, line 6) holds lists of uint32, not of float"),
+        (
+            "deduplicate: {keep_best: embedding}",
+            "the column 'embedding' (written by embed, line 7) holds lists, which cannot be ordered by",
+        ),
+        ("balance: {embedding: kind}", "the column 'kind' holds no vectors"),
+        ("balance: {embedding: minhash}", "holds lists of uint32, not of float; name one that does: embedding"),
+        ("balance: {keep_best: embedding desc}", "which cannot be ordered by; name another column"),
+        ("deduplicate: {embedding: embedding, keep_best: embedding}", "which cannot be ordered by"),
+    ],
+)
+def test_vectors_are_where_a_global_step_asks_for_them(folder, step, expected):
+    before = "steps:\n  - probe\n  - minhash\n  - embed: {weights: 'random:1'}\n"
+    told = "\n".join(refused(folder, f"{before}  - {step}\n"))
+    assert f"my.yaml:8: step '{step.partition(':')[0]}': " in told
+    assert expected in told
+    assert load(folder, f"{before}  - deduplicate: {{embedding: embedding, on: both}}\n  - balance\n").ops[-2].op == "balance"
+
+
+@pytest.mark.parametrize(
     ("source", "expected"),
     [
         ("{name: a, format: folder, path: gone}", "gone"),

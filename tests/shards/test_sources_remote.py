@@ -182,3 +182,12 @@ def test_paths_are_those_of_the_five_formats() -> None:
     from shards.sources import FORMATS
 
     assert set(PATHS) <= set(FORMATS)
+
+
+@pytest.mark.parametrize("form", ["folder", "webdataset", "manifest"])
+def test_a_server_that_refuses_is_told_before_a_run(tmp_path: Path, form: str) -> None:
+    with served(tmp_path) as url:
+        pass
+    [problem] = check_source(SourceSpec("far", form, f"{url}/x/"), tmp_path)
+    assert url in problem
+    assert "mend" in problem
