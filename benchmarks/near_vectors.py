@@ -7,8 +7,8 @@ Data are written a block at a time. `clustered`: 5,000 concepts of very differen
 vectors are copies at a cosine of 0.90 to 0.99 of another, and 2 % look-alikes at 0.80 to 0.89. `tight`, `loose`, `alike`: blobs of 90 % of
 the vectors, or all of them, where what is measured is that time and memory stay bounded.
 
-Ours is `near_vectors` on Ray, from the vectors on disk to the pairs; Ray is up before. Memory is the sum over the whole tree of processes
-(driver, Ray's daemons, workers) of their proportional share (PSS, mapped files included), sampled four times a second.
+Ours is `near_vectors` on Ray, from the vectors on disk to the pairs; start-up is told apart. Memory is the sum over the whole tree of
+processes (driver, Ray's daemons, workers) of their proportional share (PSS, mapped files included), sampled four times a second.
 
 Bare is one process with everything in memory, timed inside FAISS alone: spherical k-means with as many rounds on as many vectors, the
 search of the nearest lists, both on all cores, and a range search of each list's askers among its members, one thread for each core. Rows
@@ -58,13 +58,24 @@ def main() -> None:
     parser.add_argument("--bare", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")  # as the bare process: Ray's own would let whatever else runs here go first
+    at = time.monotonic()
     cluster.connect()
+    warm_up()
+    print(f"start-up: {time.monotonic() - at:.1f} s until Ray's workers have imported what they need")
     for kind in arguments.data:
         folder = Path(tempfile.mkdtemp(prefix="fovea-near-", dir=arguments.folder))
         try:
             compare(kind, arguments.count, arguments.width, folder, arguments.bare)
         finally:
             shutil.rmtree(folder)
+
+
+def warm_up() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        vectors = write_vectors(f"{name}/vectors", 2_000, np.zeros((0, 2), np.int64), _batches("isotropic", 2_000, 16, []))
+        for i in range(CORES):  # a worker for each, whoever is quicker
+            fixed = np.zeros(2_000, bool)
+            near_vectors(vectors, np.arange(2_000), np.arange(2_000), fixed, FLOOR, Search(20 + i, 4), RayWorkers(CORES), Path(name))
 
 
 def compare(kind: str, count: int, width: int, folder: Path, bare: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +16,7 @@ import numpy as np
 from curation.clusters import one_thread
 from curation.cosines import MARGIN, weigh
 from curation.search_files import mapped, pairs_of, put_runs
-from curation.search_plan import STEP_COLUMNS, STEP_ROWS
+from curation.search_plan import STEP_HITS, step_of
 from curation.vectors import BLOCK, Vectors, block_path
 
 NEAREST = 64  # that a GPU gives of each row in one call
@@ -69,8 +70,9 @@ def _tile(
     row_left = np.where(still_open[places], space.most + 1, 0)
     rows: np.ndarray | None = None
     border = int(np.argmax(row_left > 0)) if row_left.any() else len(row_left)  # before it those that never lose: fixed ones
-    row_steps = [*_steps(0, border, STEP_ROWS), *_steps(border, len(places), STEP_ROWS)]
-    for begin, end in _column_steps(column_first, column_last, space.most, triangle=asking is None):
+    step = step_of(space.vectors.width)
+    row_steps = [*_steps(0, border, step), *_steps(border, len(places), step)]
+    for begin, end in _column_steps(column_first, column_last, step, 2 * (space.most + 1) if asking is None else 0):
         column_ranks = ranks[begin:end].astype(np.int64)
         column_left = np.where(still_open[begin:end], space.most + 1, 0) if asking is not None else np.zeros(end - begin, np.int64)
         columns: np.ndarray | None = None
@@ -125,8 +127,8 @@ def _wanted(
 
 
 def _candidates(rows: np.ndarray, columns: np.ndarray, floor: float, gpu: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(number of the first row, lims, labels) of some rows after the other, with at most STEP_ROWS · STEP_COLUMNS hits at a time."""
-    wide = max(1, STEP_ROWS * STEP_COLUMNS // len(columns))
+    """(number of the first row, lims, labels) of some rows after the other, with at most STEP_HITS hits at a time."""
+    wide = max(1, STEP_HITS // len(columns))
     if not gpu:
         for first in range(0, len(rows), wide):
             yield first, *_range_search(rows[first : first + wide], columns, floor)
@@ -177,8 +179,11 @@ def read_range(vectors: Vectors, first: int, last: int) -> np.ndarray:
 
 def _block(vectors: Vectors, number: int) -> np.ndarray:
     """`Vectors.block` without numpy's reading of headers: a task maps thousands, and a block's numbers are the end of its file."""
-    with block_path(vectors.folder, number).open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    file = os.open(block_path(vectors.folder, number), os.O_RDONLY)
+    try:
+        data = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(file)
     rows = min(BLOCK, vectors.count - number * BLOCK)
     return np.frombuffer(data, np.float32, rows * vectors.width, len(data) - rows * vectors.width * 4).reshape(rows, vectors.width)
 
@@ -197,7 +202,7 @@ def _steps(first: int, last: int, most: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _column_steps(first: int, last: int, most: int, *, triangle: bool) -> list[tuple[int, int]]:
-    """In a triangle the best-ranked come first by themselves: among copies of one thing the others then have enough, and are done."""
-    border = min(last, first + 2 * (most + 1)) if triangle else first
-    return [*_steps(first, border, STEP_COLUMNS), *_steps(border, last, STEP_COLUMNS)]
+def _column_steps(first: int, last: int, most: int, alone: int) -> list[tuple[int, int]]:
+    """alone: how many best-ranked ones come by themselves: among copies of one thing the others then have enough, and are done."""
+    border = min(last, first + alone)
+    return [*_steps(first, border, most), *_steps(border, last, most)]

@@ -197,8 +197,8 @@ def test_neither_workers_nor_the_cut_into_tasks_show(
     vectors, rank, fixed, found = corpus
     monkeypatch.setattr(search_plan, "ROWS", 100)
     monkeypatch.setattr(search_plan, "COLUMNS", 90)
-    monkeypatch.setattr(search_tiles, "STEP_ROWS", 33)
-    monkeypatch.setattr(search_tiles, "STEP_COLUMNS", 7)
+    monkeypatch.setattr(search_tiles, "step_of", lambda width: 7)
+    monkeypatch.setattr(search_tiles, "STEP_HITS", 50)
     monkeypatch.setattr(search_merge, "AT_ONCE", 500)
     monkeypatch.setattr(near_vectors_module, "plan_search", lambda *a, **k: search_plan.plan_search(*a, **{**k, "work": 1e6}))
     other = near_vectors(vectors, np.arange(len(rank)), rank, fixed, 0.8, LISTS, Processes(), tmp_path, None, 10)
