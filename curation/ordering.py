@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.functions import callable_functions, locked_duckdb
+from shards.errors import RecipeError
 
 CHUNK = 1_000_000  # rows that DuckDB sees at once
 _EXPRESSIONS = frozenset({"CONSTANT", "COLUMN_REF", "FUNCTION", "COMPARISON", "CONJUNCTION", "CAST", "OPERATOR", "BETWEEN", "CASE", "TYPE"})
@@ -47,7 +49,7 @@ def ordered(ordering: str, population: pa.Table) -> np.ndarray:
     """int64: places of the population's rows in the order (ordering, uid); of a column of level medium the first medium's value counts.
 
     DuckDB writes each row's keys as bytes that compare as the keys do, a million rows at a time; they are sorted here. It costs the keys
-    and the places: about 30 bytes a row for one number.
+    and the places: about 30 bytes a row for one number. Raises RecipeError where the ordering fails on the columns' types or values.
     """
     by_uid = _by_uid(population["uid"])
     names = order_columns(ordering)
@@ -62,6 +64,11 @@ def ordered(ordering: str, population: pa.Table) -> np.ndarray:
         connection.register("population", pa.table(columns))
         try:
             keys += connection.sql(keys_sql).to_arrow_table()["key"].chunks
+        except duckdb.Error as error:  # one that parses may still not fit the columns' types, or one of their values
+            why = str(error).partition("\n")[0]
+            raise RecipeError(
+                f"keep_best {ordering!r} cannot be computed: {why}; mend it (try_cast gives NULL where cast fails)"
+            ) from error
         finally:
             connection.unregister("population")
     return by_uid[_sorted_places(pa.chunked_array(keys), by_uid)]

@@ -81,7 +81,10 @@ def _step_of(recipe: Recipe, column: str) -> tuple[StepOp, str]:
 def _rows(connection: Any, ledger: Ledger, recipe: Recipe, op: StepOp, stored: str, where: str) -> Iterator[pa.RecordBatch]:
     judge = Judge(connection, ledger, recipe)
     scan = judge.scan(wide_table(op), row_schema(op.step, op.what, wide=True))
-    connection.execute(f"create temp table exported as select uid from samples where {where}")
+    query = f"select uid from samples where ({where}\n)"
+    if len(connection.extract_statements(query)) != 1:
+        raise RecipeError(f"the predicate {where!r} cannot be used: it is more than one condition; leave out what stands behind the ';'")
+    connection.execute(f"create temp table exported as {query}")
     of = f"w.uid = b.uid and w.fp = {fingerprint_sql(op.roots)}"
     joined = f"from {everybody(judge)} b semi join exported e on e.uid = b.uid join {scan} w on {of}"
     value = name(stored)

@@ -9,6 +9,7 @@ import pytest
 from curation import ordering
 from curation.functions import locked_duckdb
 from curation.ordering import ordered
+from shards.errors import RecipeError
 
 N = 500
 
@@ -84,3 +85,9 @@ def test_rows_in_order_of_uid_and_slices_of_them_are_ordered_alike(table: pa.Tab
 
 def test_a_number_stands_for_itself_and_not_for_a_column(table: pa.Table) -> None:
     assert ordered("1 desc", table).tolist() == by_duckdb("", table)
+
+
+@pytest.mark.parametrize("order", ["kind::int desc", "width + kind", "kind::date"])
+def test_an_ordering_that_fails_on_types_or_values_is_told(table: pa.Table, order: str) -> None:
+    with pytest.raises(RecipeError, match=r"keep_best .* cannot be computed.*mend it"):
+        ordered(order, table)

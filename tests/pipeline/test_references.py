@@ -247,6 +247,9 @@ def test_an_export_is_of_whom_it_is_asked_for(finished: Path, tmp_path: Path) ->
         export(ledger, loaded, "seen_vectr", tmp_path / "none.parquet")
     with pytest.raises(RecipeError, match="predicate"):
         export(ledger, loaded, VECTOR, tmp_path / "none.parquet", "colour = 3")
+    for told in (f"true; copy (select 1) to '{tmp_path}/other.csv'", f"true); copy (select 1) to '{tmp_path}/other.csv'; select (true", ""):
+        with pytest.raises(RecipeError, match="predicate"):
+            export(ledger, loaded, VECTOR, tmp_path / "none.parquet", told)
     with pytest.raises(InfrastructureError, match="nothing was written"):
         export(ledger, loaded, VECTOR, tmp_path / "none.parquet", "false")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["some.parquet"]
