@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from shards.sample import digest_of
 log = logging.getLogger("fovea")
 
 AT_ONCE = 8_192  # rows or vectors read for a digest
+BLUR = "blur"  # operator of the transforms made as a picture is written, when all steps have seen it (pipeline/blur.py)
 _VERSION = re.compile(r"v-[0-9a-f]{4,64}")
 
 
@@ -126,7 +128,7 @@ def _rows(gone: pa.Table, schema: pa.Schema) -> pa.Table:
     """Samples out of an index as rows of a population."""
     gone = gone.sort_by("uid")
     media = gone["media"].combine_chunks()
-    sha256 = pa.ListArray.from_arrays(media.offsets, pc.struct_field(media.values, "original_sha256"))
+    sha256 = pa.ListArray.from_arrays(media.offsets, _as_compared(media.values))
     found = {"uid": gone["uid"], "kind": gone["kind"], "source": gone["source"], "sha256": sha256}
     if "phash" in gone.column_names:
         one = np.asarray(pc.equal(pc.list_value_length(media), 1)) & np.asarray(pc.is_valid(gone["phash"]))
@@ -134,6 +136,24 @@ def _rows(gone: pa.Table, schema: pa.Schema) -> pa.Table:
         found["phash"] = pa.ListArray.from_arrays(pa.array(offsets), gone["phash"].combine_chunks().filter(pa.array(one)))
     columns = [found[f.name].cast(f.type) if f.name in found else pa.nulls(gone.num_rows, f.type) for f in schema]
     return pa.table(columns, schema=schema)
+
+
+def _as_compared(media: pa.StructArray) -> pa.Array:
+    """Of each medium of an index the sha256 that the run which wrote it had compared; NULL where the index does not tell it.
+
+    What a splitter made is its own bytes (all pages of a document have one original); what was blurred as it was written was the original.
+    """
+    written, original, transforms = (pc.struct_field(media, name) for name in ("sha256", "original_sha256", "transform"))
+    found = pc.if_else(pc.is_valid(transforms), written, original)
+    maybe = np.flatnonzero(np.asarray(pc.fill_null(pc.match_substring(transforms, f'"{BLUR}"'), False)))
+    if not len(maybe):
+        return found
+    last = [json.loads(transform) for transform in transforms.take(pa.array(maybe)).to_pylist()]
+    blurred = np.zeros(len(media), bool)
+    chained = np.zeros(len(media), bool)
+    blurred[maybe] = [transform["operator"] == BLUR for transform in last]
+    chained[maybe] = [transform["operator"] == BLUR and "after" in transform["parameters"] for transform in last]
+    return pc.if_else(pa.array(chained), pa.scalar(None, pa.string()), pc.if_else(pa.array(blurred), original, found))
 
 
 def _digest(population: Population, version: str) -> str:

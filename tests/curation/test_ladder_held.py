@@ -11,6 +11,7 @@ import pytest
 
 from curation.deduplicate import STEP, What, reduce
 from curation.population import Population
+from pipeline.blur import OPERATOR
 from shards.errors import InfrastructureError
 from shards.index import index_schema
 from shards.manifest import Manifest, save_manifest
@@ -28,15 +29,23 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def dataset(folder: Path, version: str, samples: dict[str, tuple[bytes, int]]) -> Path:
-    """A dataset of pictures: uid → (bytes, phash)."""
+def dataset(folder: Path, version: str, samples: dict[str, tuple[bytes, int]], made: dict[str, dict[str, Any]] | None = None) -> Path:
+    """A dataset of pictures: uid → (bytes, phash). made: uid → how they were made, as a medium says it."""
     folder.mkdir(exist_ok=True)
     schema = index_schema([pa.field("phash", pa.uint64())])
     written = write_shard(
         folder / "scratch.tar",
         "train-000000",
         [
-            ShardSample(uid, "old", uid, "image", "train", [ShardMedium("image", "a.jpg", data)], scores={"phash": phash})
+            ShardSample(
+                uid,
+                "old",
+                uid,
+                "image",
+                "train",
+                [ShardMedium("image", "a.jpg", data, **(made or {}).get(uid, {}))],
+                scores={"phash": phash},
+            )
             for uid, (data, phash) in samples.items()
         ],
         schema,
@@ -85,6 +94,35 @@ def test_keepers_that_are_gone_take_part_by_what_the_index_says(tmp_path: Path, 
     with caplog.at_level(logging.WARNING, "fovea"):
         assert of(What(against=str(kept)), opened(rows, tmp_path / "p")) == {"a": C, "b": D, "e": None}
     assert "2 of the 2 samples of version abcd1234 are not in the population" in caplog.text
+
+
+def test_what_was_made_of_something_is_gone_by_the_bytes_that_were_compared(tmp_path: Path) -> None:
+    """Pages of one document are no copies of each other; a blurred picture is held against as it was before."""
+    made: dict[str, dict[str, Any]] = {
+        C: {"original_sha256": sha(b"pdf"), "transform": {"operator": "pages", "version": 1, "parameters": {"page": 1}}},
+        D: {"original_sha256": sha(b"pdf"), "transform": {"operator": "pages", "version": 1, "parameters": {"page": 2}}},
+        "e" * 32: {"original_sha256": sha(b"face"), "transform": {"operator": OPERATOR, "version": 1, "parameters": {}}},
+        "f" * 32: {"original_sha256": sha(b"pdf"), "transform": {"operator": OPERATOR, "version": 1, "parameters": {"after": made_of()}}},
+    }
+    written = {
+        C: (b"one", BASE),
+        D: (b"two", FAR),
+        "e" * 32: (b"no face", BASE ^ 0xFF),
+        "f" * 32: (b"page with no face", BASE ^ 0xFF00FF00),
+    }
+    old = dataset(tmp_path / "dataset", "abcd", written, made)
+    rows = [
+        picture("1", b"one", BASE),
+        picture("2", b"two", FAR),
+        *(picture(uid, data) for uid, data in (("3", b"face"), ("4", b"pdf"), ("5", b"no face"))),
+        *(picture(uid, b"new" + uid.encode(), phash) for uid, phash in (("6", BASE ^ 1), ("7", FAR ^ 1), ("8", BASE ^ 0xFF00FF01))),
+    ]
+    found = of(What(against=str(old)), opened(rows, tmp_path / "p"))
+    assert found == {"1": C, "2": D, "3": "e" * 32, "4": None, "5": None, "6": C, "7": D, "8": "f" * 32}
+
+
+def made_of() -> dict[str, Any]:
+    return {"operator": "pages", "version": 1, "parameters": {"page": 3}}
 
 
 def test_a_version_of_the_runs_own_dataset_is_named_by_its_digest_alone(tmp_path: Path, kept: Path) -> None:
