@@ -135,6 +135,8 @@ def _check(what: What) -> None:
         raise ValueError(f"per_cluster: {what.per_cluster} is below 0; 0 means by alpha and total")
     if not 0 <= what.alpha <= 1:
         raise ValueError(f"alpha: {what.alpha} is outside 0..1 (1 = as it is, 0 = all clusters alike)")
+    if what.total == 1:
+        raise ValueError("total: 1 is one picture of all; take balance out to keep all, or give a share below 1 or a number of pictures")
     if not 0 < what.total < math.inf:
         raise ValueError(f"total: {what.total} must be above 0: a number of pictures, or below 1 a share")
     if what.seed < 0:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.cosines import cosine
 from curation.orientations import orientations
 from curation.vectors import Vectors
 
@@ -186,7 +187,7 @@ def cosines(vectors: Vectors, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """float32: cosine of each pair of vectors, summed in float64 in order of the numbers: the same wherever it is computed."""
     found = np.empty(len(i), np.float32)
     for part in _parts(np.arange(len(i))):
-        found[part] = _dots(vectors.take(i[part]), vectors.take(j[part]))
+        found[part] = _cosines_of(vectors.take(i[part]), vectors.take(j[part]))
     return found
 
 
@@ -248,11 +249,8 @@ def _places(start: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _dots(a, b):  # type: ignore[no-untyped-def]
+def _cosines_of(a, b):  # type: ignore[no-untyped-def]
     found = np.empty(len(a), np.float32)
     for k in range(len(a)):
-        total = 0.0
-        for d in range(a.shape[1]):
-            total += np.float64(a[k, d]) * np.float64(b[k, d])
-        found[k] = total
+        found[k] = cosine(a[k], b[k])
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from dataclasses import dataclass, replace
 
@@ -95,6 +96,11 @@ def read_keepers(population: Population, against: str) -> Held:
 
 def _opened(population: Population, against: str) -> Dataset:
     if not _VERSION.fullmatch(against):
+        if population.dataset and os.path.realpath(against) == os.path.realpath(population.dataset):
+            raise InfrastructureError(
+                f"deduplicate: against {against} is this run's own dataset, and each run makes a newer version of it, so that nothing "
+                "would ever be settled; name the version, v-<digest> (dataset/manifest.json has the newest)"
+            )
         try:
             return Dataset.open(against)
         except ShardError as error:

@@ -37,6 +37,7 @@ log = logging.getLogger("fovea")
 
 SCRATCH = "global-"  # what the names of their folders begin with
 VECTORS_AT_ONCE = 8_192
+POPULATIONS_KEPT = 3
 PLANNED_VECTORS = 1_000_000  # rows whose vectors a plan lays into blocks, where it computes no searches: 2 GB on disk at 512 numbers
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, media, values: see write_vectors
@@ -135,7 +136,8 @@ def pairs_table(key: str, population: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LedgerPairs:
-    """`curation.population.Pairs` in the ledger's tables `pairs-<key>-<population>`. Rows of another population under a key are dropped.
+    """`curation.population.Pairs` in the ledger's tables `pairs-<key>-<population>`. Of a key those of POPULATIONS_KEPT populations stay:
+    two like steps of one recipe may have two.
 
     Who has no lease reads what is there and keeps what it finds to itself.
     """
@@ -155,7 +157,11 @@ class LedgerPairs:
         table = pairs_table(key, self.population)
         if self.ledger.files(table):
             return
-        others = [f.path for f in self.ledger.log.state.files.values() if f.table.startswith(pairs_table(key, ""))]
+        tables: dict[str, list[str]] = {}  # in the order of their commits
+        for known in self.ledger.log.state.files.values():
+            if known.table.startswith(pairs_table(key, "")):
+                tables.setdefault(known.table, []).append(known.path)
+        others = [path for old in list(tables)[: 1 - POPULATIONS_KEPT] for path in tables[old]]
         file = self.ledger.write(table, pairs, "p")  # also where there is none: that is known then
         self.ledger.commit("global", {}, files=[file], remove=others, note={"pairs": key, "population": self.population})
 

@@ -236,7 +236,16 @@ def test_gpus_of_the_how_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"clusters": 0}, {"per_cluster": -1}, {"alpha": 2.0}, {"total": 0.0}, {"total": math.inf}, {"seed": -1}, {"keep_best": "random()"}],
+    [
+        {"clusters": 0},
+        {"per_cluster": -1},
+        {"alpha": 2.0},
+        {"total": 0.0},
+        {"total": 1.0},
+        {"total": math.inf},
+        {"seed": -1},
+        {"keep_best": "random()"},
+    ],
 )
 def test_values_that_cannot_work_are_refused(bad: dict[str, Any]) -> None:
     assert STEP.check is not None

@@ -134,6 +134,8 @@ def test_a_version_of_the_runs_own_dataset_is_named_by_its_digest_alone(tmp_path
     for missing in (population, opened(rows, tmp_path / "q", dataset=str(tmp_path / "none")), opened(rows, tmp_path / "r")):
         with pytest.raises(InfrastructureError, match="v-0000"):
             reduce(What(against="v-0000"), missing)
+    with pytest.raises(InfrastructureError, match="own dataset"):
+        reduce(What(against=f"{kept}/"), population)
 
 
 def test_a_version_that_is_not_there_is_told_before_the_run(tmp_path: Path, kept: Path) -> None:
