@@ -22,7 +22,7 @@ import numpy as np
 
 from curation.population import Workers
 from curation.seeds import ALIKE, at_random, far_apart
-from curation.vectors import Vectors
+from curation.vectors import Vectors, new_array
 
 ITERATIONS = 10
 SAMPLE_PER_CENTROID = 64  # FAISS warns below 39; a centroid moves little with more
@@ -197,8 +197,8 @@ def _assign_block(files: Vectors, ids: np.ndarray, centroid_path: str, probes: i
 def _join(paths: list[Path], m: int, probes: int, near: Path, like: Path) -> None:
     """The blocks as two files; blocks stay until both are there."""
     partial = {final: final.with_name(f"{final.name}.{uuid.uuid4().hex}.tmp") for final in (near, like)}
-    nears = np.lib.format.open_memmap(partial[near], mode="w+", dtype=np.int32, shape=(m, probes))
-    likes = np.lib.format.open_memmap(partial[like], mode="w+", dtype=np.float32, shape=(m, probes))
+    nears = new_array(partial[near], np.int32, (m, probes))
+    likes = new_array(partial[like], np.float32, (m, probes))
     for number, path in enumerate(paths):
         block = np.load(path, allow_pickle=False)
         rows = slice(number * ASSIGN_BLOCK, number * ASSIGN_BLOCK + len(block))
@@ -245,7 +245,7 @@ def _add(sums: np.ndarray, rows: np.ndarray, nearest: np.ndarray) -> None:
 def _write_sample(vectors: Vectors, ids: np.ndarray, scratch: Path) -> tuple[Path, str]:
     """Lay the sample side by side in one file, named by its content."""
     partial = scratch / f"sample-{uuid.uuid4().hex}.tmp"
-    file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(ids), vectors.width))
+    file = new_array(partial, np.float32, (len(ids), vectors.width))
     sha = hashlib.sha256()
     for start in range(0, len(ids), TRAIN_BLOCK):
         block = vectors.take(ids[start : start + TRAIN_BLOCK])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curation.ladder import EMBEDDING, NAMES, PHASH, SHA256, TEXT, Content, Thresholds, read_content
 from curation.ladder_floors import LARGEST_RADIUS, radius_floor, similarity_floor
@@ -23,6 +25,8 @@ from curation.reference import PREFIX, Reference, check_references, parse_refere
 from curation.stars import Classes, Stars, settle
 from curation.step import ALL_KINDS, MEDIA_KINDS, Column, How, Step
 from shards.errors import InfrastructureError
+
+log = logging.getLogger("fovea")
 
 _WORDS = {"on": ("media", "texts", "both"), "across": ("all", "source", "sources"), "action": ("auto", "reject", "mark")}
 SMALLEST = {"cosine": 0.5, "jaccard": 0.3}  # below that nearly everything is near something, and nothing bounds a search
@@ -110,7 +114,15 @@ def reduce(what: What, population: Population) -> pa.Table:
     links = ladder.links({rung: found_or_kept(ladder, kept, rung) for rung in ladder.rungs})
     classes = Classes(taken.code[taken.leader], taken.source[taken.leader]) if what.across == "sources" else None
     stars = settle(taken.units, links, taken.fixed[taken.leader], ladder.again, classes)
-    return _answer(what, population.samples, held.table["uid"].combine_chunks(), taken, stars)
+    answer = _answer(what, population.samples, held.table["uid"].combine_chunks(), taken, stars)
+    of_reference = int(pc.sum(pc.starts_with(answer["of"], PREFIX)).as_py() or 0)
+    if 2 * of_reference > population.samples:
+        log.warning(
+            "deduplicate: %d of %d samples are copies of a reference; is it the corpus itself that they are held against?",
+            of_reference,
+            population.samples,
+        )
+    return answer
 
 
 def pair_keys(what: What, population: Population) -> dict[str, str]:

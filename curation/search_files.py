@@ -11,6 +11,8 @@ from typing import IO
 
 import numpy as np
 
+from curation.vectors import new_array
+
 RUN = 1 << 20  # pairs of a run: 20 MB
 PAIR = np.dtype([("worse", "<i8"), ("better", "<i8"), ("similarity", "<f4")])  # by rank: 0 is best
 
@@ -38,7 +40,7 @@ def new_mapped(path: Path, dtype: np.dtype, count: int) -> Iterator[np.ndarray]:
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         if count:
-            filled = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(count,))
+            filled = new_array(partial, dtype, (count,))
             yield filled
             filled.flush()
         else:

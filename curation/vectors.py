@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from shards.errors import InfrastructureError
 
@@ -76,6 +78,22 @@ def block_path(folder: str | Path, number: int) -> Path:
     return Path(folder) / f"{number:06d}.npy"
 
 
+def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """A new `.npy` file of zeros, mapped for writing. Its room is taken now: to run out of it in a mapped page would kill the process.
+
+    Raises InfrastructureError where there is not enough.
+    """
+    try:
+        mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        raise InfrastructureError(f"cannot write {path} of {size:,} bytes: {error.strerror}; free space there and run again") from error
+    return mapped
+
+
 def write_vectors(
     folder: str | Path,
     rows: int,
@@ -108,7 +126,7 @@ def write_vectors(
             width = values.shape[1]
             for number in range(-(-count // BLOCK)):
                 shape = (min(BLOCK, count - number * BLOCK), width)
-                np.lib.format.open_memmap(block_path(folder, number), mode="w+", dtype=dtype, shape=shape)  # a hole until written
+                new_array(block_path(folder, number), dtype, shape)
         elif values.shape[1] != width:
             raise InfrastructureError(f"vectors of {width} and {values.shape[1]} numbers cannot be compared: they are not of one model")
         if dtype == "float32":

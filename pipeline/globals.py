@@ -22,7 +22,7 @@ from pipeline import cluster
 from pipeline.annotate import Tally
 from pipeline.ledger import Ledger, first, name
 from pipeline.log import Cost
-from pipeline.ray_workers import RayWorkers
+from pipeline.ray_workers import RayWorkers, full_disk
 from pipeline.recipe import StepOp
 from pipeline.references import Held, held_against
 from pipeline.segments import Segment, fingerprint_sql, global_schema, global_table, wide_table
@@ -57,7 +57,8 @@ def run_global(judge: Judge, segment: Segment, op: StepOp, workers: Workers | No
             shutil.rmtree(old, ignore_errors=True)
     if workers is None:
         workers = RayWorkers(op.how.actors or cluster.cpus(), here=isinstance(judge.ledger.store, RemoteStore))
-    rows = _reduce(open_population(judge, segment, op, workers, folder, tally), op)
+    with full_disk():
+        rows = _reduce(open_population(judge, segment, op, workers, folder, tally), op)
     cost = Cost(op.digest, op.name, calls=1, rows=rows.num_rows, seconds=time.monotonic() - at)
     judge.ledger.commit("global", {global_table(op, population): rows}, costs=[cost], note={"population": population})
     shutil.rmtree(folder, ignore_errors=True)

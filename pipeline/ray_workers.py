@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,9 +14,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import cluster
+from shards.errors import InfrastructureError
 
 T = TypeVar("T")
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AHEAD = 2  # tasks on their way for each that runs, so that nobody waits for the next
 
 
@@ -52,4 +56,16 @@ class RayWorkers:
 def _call(function: Callable[..., Any], folder: str, task: Sequence[Any]) -> Any:
     if os.path.isdir(folder):
         os.chdir(folder)
-    return function(*task)
+    with full_disk():
+        return function(*task)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Turns the errors of a disk that takes no more into InfrastructureError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise InfrastructureError(f"{error}; what is done is kept: free space in the run's work/ and run again") from error

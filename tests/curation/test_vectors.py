@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from curation import vectors as module
-from curation.vectors import Vectors, block_path, unit, write_vectors
+from curation.vectors import Vectors, block_path, new_array, unit, write_vectors
 from shards.errors import InfrastructureError
 
 WIDTH = 6
@@ -146,3 +147,18 @@ def test_another_process_maps_the_same_files(held: tuple[Vectors, np.ndarray]) -
     other = pickle.loads(pickle.dumps(vectors))
     assert np.array_equal(other.take(np.arange(73)), vectors.take(np.arange(73)))
     assert other.row_of(np.array([42])).tolist() == [20]
+
+
+def test_a_disk_that_takes_no_blocks_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(InfrastructureError, match=r"bytes: .*free space there"):
+            new_array(tmp_path / "a.npy", np.float32, (4096, 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+    made = new_array(tmp_path / "a.npy", np.float32, (4096, 4))
+    assert not made.any()
+    held = (tmp_path / "a.npy").stat()
+    assert held.st_blocks * 512 >= 4096 * 16  # no hole: what is stored into it later has its room

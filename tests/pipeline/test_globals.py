@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from PIL import Image
 from curation.vectors import Vectors, write_vectors
 from pipeline.ledger import open_ledger
 from pipeline.plan import make_plan
-from pipeline.ray_workers import RayWorkers
+from pipeline.ray_workers import RayWorkers, full_disk
 from pipeline.recipe import load_recipe
-from shards.errors import LimitError
+from shards.errors import InfrastructureError, LimitError
 from tests.pipeline.small import ask, recipe, run
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 100, 0), "blue": (0, 0, 50), "black": (0, 0, 0), "grey": (90, 90, 90)}
@@ -112,3 +113,10 @@ def test_an_error_of_a_task_ends_the_run_as_itself_and_the_next_goes_on(corpus: 
 def test_answers_come_in_the_order_of_the_tasks(one_ray: None) -> None:
     assert list(RayWorkers(2).map(pow, [(i, 2) for i in range(9)])) == [i * i for i in range(9)]
     assert list(RayWorkers(1, here=True).map(pow, [])) == []
+
+
+def test_a_task_that_finds_no_room_is_told_to_people() -> None:
+    with pytest.raises(InfrastructureError, match="free space"), full_disk():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), full_disk():
+        raise FileNotFoundError(errno.ENOENT, "gone")
