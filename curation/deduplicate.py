@@ -26,6 +26,8 @@ from curation.stars import Classes, Stars, settle
 from curation.step import ALL_KINDS, MEDIA_KINDS, Column, How, Step
 from shards.errors import InfrastructureError
 
+PIECE = 1 << 20  # rows of an answer that are made at once
+
 log = logging.getLogger("fovea")
 
 _WORDS = {"on": ("media", "texts", "both"), "across": ("all", "source", "sources"), "action": ("auto", "reject", "mark")}
@@ -114,7 +116,7 @@ def reduce(what: What, population: Population) -> pa.Table:
     links = ladder.links({rung: found_or_kept(ladder, kept, rung) for rung in ladder.rungs})
     classes = Classes(taken.code[taken.leader], taken.source[taken.leader]) if what.across == "sources" else None
     stars = settle(taken.units, links, taken.fixed[taken.leader], ladder.again, classes)
-    answer = _answer(what, population.samples, held.table["uid"].combine_chunks(), taken, stars)
+    answer = _answer(what, population.samples, held.table["uid"], taken, stars)
     of_reference = int(pc.sum(pc.starts_with(answer["of"], PREFIX)).as_py() or 0)
     if 2 * of_reference > population.samples:
         log.warning(
@@ -203,15 +205,14 @@ def _content(what: What, population: Population, table: pa.Table) -> Content:
 
 
 def _sources(table: pa.Table) -> np.ndarray:
-    indices = table["source"].combine_chunks().dictionary_encode()
-    indices = indices.combine_chunks() if isinstance(indices, pa.ChunkedArray) else indices
-    found: np.ndarray = indices.indices.fill_null(NO_SOURCE).to_numpy(zero_copy_only=False).astype(np.int32)
-    return found
+    encoded = table["source"].dictionary_encode().unify_dictionaries()
+    parts = [chunk.indices.fill_null(NO_SOURCE).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return np.concatenate([np.zeros(0, np.int32), *parts]).astype(np.int32)
 
 
-def _answer(what: What, samples: int, uids: pa.Array, taken: Taken, stars: Stars) -> pa.Table:
-    """The table of the first `samples` rows."""
-    uids = pa.concat_arrays(uids.chunks) if isinstance(uids, pa.ChunkedArray) else uids
+def _answer(what: What, samples: int, uids: pa.ChunkedArray, taken: Taken, stars: Stars) -> pa.Table:
+    """The table of the first `samples` rows, in pieces: a column of strings in one would end at 2 GiB, which is 67 million uids."""
+    uids = uids.cast(pa.large_string()).combine_chunks()
     rows = np.arange(samples)
     unit = taken.unit[:samples]
     of_unit, leader = stars.of[unit], taken.leader[unit]
@@ -222,15 +223,19 @@ def _answer(what: What, samples: int, uids: pa.Array, taken: Taken, stars: Stars
     rung = np.where(gone, stars.rung[unit], SHA256)
     similarity = np.where(gone, stars.similarity[unit], 1.0).astype(np.float64)
     names = pa.array(["text"] * len(NAMES) if what.on == "texts" else NAMES, pa.string())
-    return pa.table(
-        {
-            "uid": uids.slice(0, samples),
-            "of": uids.take(pa.array(of, mask=~copy)),
-            "rung": names.take(pa.array(rung, pa.int64(), mask=~copy)),
-            "similarity": pa.array(similarity, mask=~copy),
-            "group": uids.take(pa.array(of)),
-        }
-    )
+
+    def piece(at: slice) -> pa.Table:
+        return pa.table(
+            {
+                "uid": uids.slice(at.start, at.stop - at.start).cast(pa.string()),
+                "of": uids.take(pa.array(of[at], mask=~copy[at])).cast(pa.string()),
+                "rung": names.take(pa.array(rung[at], pa.int64(), mask=~copy[at])),
+                "similarity": pa.array(similarity[at], mask=~copy[at]),
+                "group": uids.take(pa.array(of[at])).cast(pa.string()),
+            }
+        )
+
+    return pa.concat_tables([piece(slice(k, min(samples, k + PIECE))) for k in range(0, max(samples, 1), PIECE)])
 
 
 def _compared(what: What) -> list[str]:

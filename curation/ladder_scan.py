@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from curation.ladder import Content, Thresholds, distances, relate
@@ -20,13 +22,11 @@ def scan(
     asked: bool (len(rows),). sources: rows of one source are not compared. Pairs of two fixed ones are left out.
     """
     found_a, found_b = [], []
-    rows_asked = rows[asked]
-    for at in range(0, len(rows_asked), ASKED):
-        mine = rows_asked[at : at + ASKED]
+    for mine, beside in _blocks(taken, rows, asked, sources):
         best = np.full(len(mine), -1, np.int64)
         rank = np.full(len(mine), np.iinfo(np.int64).max)
-        for start in range(0, len(rows), BESIDE):
-            others = rows[start : start + BESIDE]
+        for start in range(0, len(beside), BESIDE):
+            others = beside[start : start + BESIDE]
             i, j = np.nonzero(_maybe(content, taken, domain, mine, others, sources, limits))
             near, _, _ = relate(content, mine[i], others[j], domain.media, domain.text, limits)
             i, j = i[near], j[near]
@@ -40,6 +40,16 @@ def scan(
         found_b.append(best[there])
     none = np.zeros(0, np.int64)
     return np.concatenate([none, *found_a]), np.concatenate([none, *found_b])
+
+
+def _blocks(taken: Taken, rows: np.ndarray, asked: np.ndarray, sources: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(some asked rows, the rows they are held against); with `sources` asked ones of one source, and no rows of that source."""
+    of = taken.source[rows] if sources else np.full(len(rows), NO_SOURCE, np.int32)
+    for source in np.unique(of[asked]).tolist():
+        mine = rows[asked & (of == source)]
+        beside = rows if source == NO_SOURCE else rows[of != source]
+        for at in range(0, len(mine), ASKED):
+            yield mine[at : at + ASKED], beside
 
 
 def _maybe(

@@ -75,8 +75,8 @@ class Held:
         """Of all that is held against: rows, and the bytes of files."""
         content = hashlib.sha256()
         for name in ("label", "content", "text_fp"):
-            for value in self.rows[name].to_pylist():
-                content.update(f"{value}\n".encode("utf-8", "surrogatepass"))
+            for batch in self.rows.select([name]).to_batches(max_chunksize=65_536):
+                content.update("".join(f"{value}\n" for value in batch.column(0).to_pylist()).encode("utf-8", "surrogatepass"))
         return digest_of(content.hexdigest(), [reference_vectors.identity(reference.path) for reference, _ in self.files])
 
     def batches(self, start: int, width: int) -> Iterator[Batch]:

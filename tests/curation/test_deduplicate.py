@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from curation import ladder_scan
 from curation.deduplicate import STEP, What, reduce
 from curation.ordering import order_columns
 from curation.population import population_of
@@ -41,6 +42,7 @@ def population(records: list[Record]) -> pa.Table:
         "phash": pa.list_(pa.uint64()),
         "width": pa.list_(pa.int32()),
         "score": pa.float64(),
+        "source": pa.string(),
     }
     names = [name for name in types if not records or any(name in r for r in records)]
     return pa.table({name: pa.array([r.get(name) for r in records], types[name]) for name in names})
@@ -108,6 +110,27 @@ def test_flat_pictures_match_by_bytes_only(flat: int) -> None:
 def test_videos_match_by_bytes_only() -> None:
     records = [record("a", "1", BASE), record("b", "2", BASE, kind="video"), record("c", "2", BASE, kind="video")]
     assert [answers(What(), records)[u]["of"] for u in "abc"] == [None, None, "b"]
+
+
+def test_an_answer_is_the_same_in_whatever_pieces_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = population([record(f"u{i}", str(i % 4), flip(BASE, i % 3)) for i in range(11)])
+    whole = reduced(What(), table)
+    monkeypatch.setattr("curation.deduplicate.PIECE", 3)
+    assert reduced(What(), table).equals(whole)
+    assert reduced(What(), table.slice(0, 0)).num_rows == 0
+
+
+def test_a_crowd_of_one_source_is_no_work_across_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of one source are near each other, more than a list holds: those of the other source are copies of the best of them."""
+    held: list[int] = []
+    maybe = ladder_scan._maybe
+    monkeypatch.setattr(ladder_scan, "_maybe", lambda *a: held.append(len(a[3]) * len(a[4])) or maybe(*a))
+    records = [record(f"a{i:03d}", f"a{i}", flip(BASE, *divmod(i, 12)), source="a") for i in range(140)]
+    records += [record(f"b{i}", f"b{i}", flip(BASE, 60 + i), source="b") for i in range(3)]
+    rows = answers(What(across="sources", phash_radius=6), records)
+    assert [rows[f"b{i}"]["of"] is not None for i in range(3)] == [True] * 3
+    assert all(row["of"] is None for uid, row in rows.items() if uid.startswith("a"))
+    assert sum(held) <= 2 * 140 * 3
 
 
 def test_several_media_match_as_a_whole() -> None:
