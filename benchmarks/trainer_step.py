@@ -51,7 +51,7 @@ def bare_step(engine: Any, batches: list[PackBatch]) -> None:
 def measure(ranks: Ranks, steps: int, packs_per_step: int) -> dict[str, Any]:
     rates = {"vision_encoder": 1e-3, "projector": 1e-3, "llm": 1e-3}
     stage = StageConfig.model_validate(
-        {"profile": "tiny", "compress": False, "train": rates, "packs_per_step": packs_per_step, "seq_tokens": 1024, "pack_patches": 1024}
+        {"profile": "tiny", "compress": False, "train": rates, "step": {"packs": packs_per_step}, "seq_tokens": 1024, "pack_patches": 1024}
     )
     shape = TinyShape(hidden=128, llm_layers=4, vision_hidden=128, vision_layers=4)
     engine = build_engine(build_tiny(VOCABULARY, shape, IDS, 0), stage, TrainingConfig(name="benchmark", stages={1: stage}), ranks)

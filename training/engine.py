@@ -93,15 +93,15 @@ def build_engine(model: nn.Module, stage: StageConfig, config: TrainingConfig, r
     """
     import deepspeed
 
-    if stage.packs_per_step % ranks.world:
-        raise ConfigError(f"packs_per_step is {stage.packs_per_step}, which {ranks.world} ranks do not divide")
+    if stage.step.packs is not None and stage.step.packs % ranks.world:
+        raise ConfigError(f"a step of {stage.step.packs} packs cannot be shared by {ranks.world} ranks")
     freeze(model, stage.train)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     model.train()
     module = PackLoss(model)
     module.universal_checkpoint_info = {"universal_checkpoint_version": 0.2}  # type: ignore[assignment]  # lets other numbers of ranks resume
-    rates: Mapping[str, float] = {str(part): rate for part, rate in stage.train.items()}
+    rates: Mapping[str, float] = stage.rates
     optimizer = torch.optim.AdamW(parameter_groups(model, rates, stage.weight_decay), betas=stage.betas)
     settings = deepspeed_json(config.deepspeed)
     settings["gradient_clipping"] = stage.clip
@@ -154,7 +154,7 @@ def train_step(engine: Any, stage: StageConfig, batches: Sequence[PackBatch], st
     return StepResult(
         loss=totals.loss,
         loss_by_task=totals.by_task,
-        rates={part: rate * factor for part, rate in stage.train.items()},
+        rates={part: rate * factor for part, rate in stage.rates.items()},
         grad_norm=norm,
         tokens=totals.tokens,
         labelled=totals.labelled,

@@ -75,7 +75,7 @@ def evaluate(
     from training.mixture import Mixture
 
     feed = DatasetFeed(dataset, split, Mixture(), plan_config(stage, 0), profile, tokenizer, ranks, workers)
-    steps = islice(feed.run(0, feed.start(0)), math.ceil(packs / stage.packs_per_step))
+    steps = islice(feed.run(0, feed.start(0)), math.ceil(packs / (stage.step.packs or 16)))
     return held_out_loss(model, (batch for step in steps for batch in step.batches))
 
 

@@ -100,7 +100,7 @@ def plan_config(stage: StageConfig, seed: int) -> PlanConfig:
     return PlanConfig(
         profile=stage.profile,
         compress=stage.compress,
-        packs_per_step=stage.packs_per_step,
+        packs_per_step=stage.step.packs or 16,
         seq_tokens=stage.seq_tokens,
         pack_patches=stage.pack_patches,
         seed=seed,

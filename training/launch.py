@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from shards.errors import ConfigError
 from shards.profile import Profile, load_profile
 from training.checkpoint import final_dir, finished, latest_state, replace_text, save_final, stage_dir
-from training.stages import TrainingConfig, load_training_config
+from training.config_text import load_training_config
+from training.stages import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import nn

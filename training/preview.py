@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.errors import ConfigError
+from training.config_text import load_training_config
 from training.plan import PlanReport
-from training.stages import TrainingConfig, load_training_config
+from training.stages import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A training config: YAML to checked values. A new stage is one block of YAML. Imports neither torch nor DeepSpeed."""
+"""What a training config says. A new stage is one block of YAML. Imports neither torch nor DeepSpeed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from shards.errors import ConfigError
 from shards.items import TASKS
@@ -39,26 +38,32 @@ class TinyShape(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """What stage 1 starts from; paths are local directories in Hugging Face layout.
+    """What stage 1 starts from; paths are local directories.
 
-    preset tiny   random numbers, sizes in `tiny`.
-    preset parts  a SigLIP encoder at `vision` and a Qwen2.5 at `llm`, joined by a new projector: what the paper starts from.
-    preset hf     a whole VideoLLaMA3 at `path`.
+    preset tiny      random numbers, sizes in `tiny`.
+    preset parts     a SigLIP encoder at `vision` and a Qwen2.5 at `llm` (Hugging Face layout), joined by a new projector: what the paper
+                     starts from. `vision` may be a whole VideoLLaMA3 too: its encoder is taken (the paper's 7B begins so).
+    preset hf        a whole VideoLLaMA3 at `path`, in Hugging Face layout.
+    preset original  a whole VideoLLaMA3 at `path`, in the layout of its authors.
+    sizes            a name of configs/shapes, by which costs are predicted where the directories are not (a plan on a laptop).
+    attn             auto: flash-attention 2 on a GPU where it is installed, else sdpa.
     """
 
     model_config = _STRICT
 
-    preset: Literal["tiny", "parts", "hf"] = "tiny"
+    preset: Literal["tiny", "parts", "hf", "original"] = "tiny"
     vision: str | None = None
     llm: str | None = None
     path: str | None = None
     tiny: TinyShape = TinyShape()
+    sizes: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
+    attn: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
 
     @model_validator(mode="after")
     def _paths_fit_preset(self) -> ModelConfig:
-        needed = {"tiny": (), "parts": ("vision", "llm"), "hf": ("path",)}[self.preset]
+        needed = {"tiny": (), "parts": ("vision", "llm"), "hf": ("path",), "original": ("path",)}[self.preset]
         for name in ("vision", "llm", "path"):
             given = getattr(self, name) is not None
             if given != (name in needed):
@@ -86,8 +91,67 @@ class MixtureConfig(BaseModel):
     def _known_tasks(self) -> MixtureConfig:
         for task in self.tasks or {}:
             if task not in TASKS:
-                raise ValueError(f"unknown task {task!r}{_meant(task, TASKS)}; tasks are {', '.join(TASKS)}")
+                raise ValueError(f"unknown task {task!r}{close_to(task, TASKS)}; tasks are {', '.join(TASKS)}")
         return self
+
+
+class LoraConfig(BaseModel):
+    """Low-rank adapters (peft) in a part's linear layers, instead of its own weights. targets: layers by name, or all linear ones."""
+
+    model_config = _STRICT
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: tuple[str, ...] | None = None
+
+
+class PartConfig(BaseModel):
+    """How a part learns: its peak rate, and whether by adapters."""
+
+    model_config = _STRICT
+
+    lr: PositiveFloat
+    lora: LoraConfig | None = None
+
+
+class StepSize(BaseModel):
+    """Packs of an optimizer step over all ranks: `packs` of them, or as many as hold about `samples` items in the mean of the plan.
+
+    divisible_by  with `samples`: the number of packs is a multiple of it, so that so many ranks (or a divisor) can share a step.
+    """
+
+    model_config = _STRICT
+
+    packs: PositiveInt | None = None
+    samples: PositiveInt | None = None
+    divisible_by: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> StepSize:
+        if (self.packs is None) == (self.samples is None):
+            raise ValueError("a step is {packs: N} or {samples: M, divisible_by: K}")
+        if self.packs is not None and self.divisible_by != 1:
+            raise ValueError("divisible_by belongs to {samples: M}; with {packs: N} the number is N")
+        return self
+
+
+class SkipLimit(BaseModel):
+    """When a run with unreadable items stops: more than `items` of them have been skipped and more than `share` of all items so far."""
+
+    model_config = _STRICT
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    items: Annotated[int, Field(ge=0)] = 100
+
+
+class CacheConfig(BaseModel):
+    """Where a node keeps shards of a remote dataset while they are read: a folder, and how many bytes it may hold. None: ranges only."""
+
+    model_config = _STRICT
+
+    path: str
+    bytes: PositiveInt = 64_000_000_000
 
 
 class StageConfig(BaseModel):
@@ -95,10 +159,14 @@ class StageConfig(BaseModel):
 
     profile         measure profile whose token counts the packs are made by; the dataset must carry it.
     compress        drop the visual tokens that DiffFP masks.
-    train           peak learning rate of each part that learns; a part that is not named is frozen.
+    train           peak learning rate of each part that learns, or {lr, lora}; a part that is not named is frozen.
     epochs, steps   passes over the mixture, or exactly so many optimizer steps over as many passes as it takes.
-    packs_per_step  packs in one optimizer step, over all ranks; every number of ranks that divides it gives the same steps.
+    step            packs in one optimizer step, over all ranks; every number of ranks that divides it gives the same steps.
+    loss            what weighs alike in a step: each labelled token (token, ours), each item (sample), or each item by the square root of
+                    its labelled tokens (sqrt, InternVL 2.5 §4.2).
     seq_tokens      tokens of a pack, at most. pack_patches: patches of a pack that pass the encoder, at most.
+    too_long        an item above one of these bounds is left out (and counted), or the plan is refused.
+    window_shards   shards that are shuffled and packed together: what lies further apart never shares a pack, and memory is bounded by it.
     warmup_ratio    part of the steps with a rate rising linearly from 0; then `schedule` down to 0 (cosine), or level (constant).
     clip            bound of the gradient's norm; 0 switches clipping off.
     """
@@ -107,22 +175,39 @@ class StageConfig(BaseModel):
 
     profile: str
     compress: bool
-    train: dict[PartName, PositiveFloat] = Field(min_length=1)
+    train: dict[PartName, PositiveFloat | PartConfig] = Field(min_length=1)
     mixture: MixtureConfig = MixtureConfig()
     epochs: PositiveInt = 1
     steps: PositiveInt | None = None
-    packs_per_step: PositiveInt
+    step: StepSize
+    loss: Literal["token", "sample", "sqrt"] = "token"
     seq_tokens: PositiveInt
     pack_patches: PositiveInt
+    too_long: Literal["leave_out", "refuse"] = "leave_out"
+    window_shards: PositiveInt = 64
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
     weight_decay: NonNegative = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: NonNegative = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """Peak learning rate of each part that learns."""
+        return {part: how.lr if isinstance(how, PartConfig) else how for part, how in self.train.items()}
+
+    @property
+    def adapters(self) -> dict[str, LoraConfig]:
+        """The parts that learn by adapters."""
+        return {part: how.lora for part, how in self.train.items() if isinstance(how, PartConfig) and how.lora is not None}
+
 
 class TrainingConfig(BaseModel):
-    """A whole training: the model, the stages in order, and how it is run. The second half changes no result and is not digested."""
+    """A whole training: the model, the stages in order, and how it is run. The second half changes no result and is not digested.
+
+    costs  coefficients fitted from measured steps (`fovea costs`), by which packs are weighed; without, predicted operations. They are
+           frozen in the plan of a stage when it begins.
+    """
 
     model_config = _STRICT
 
@@ -134,39 +219,20 @@ class TrainingConfig(BaseModel):
     dataset: str | None = None
     tokenizer: str | None = None
     deepspeed: str = "zero1"
+    costs: str | None = None
     workers: Annotated[int, Field(ge=0)] = 1
+    cache: CacheConfig | None = None
+    skipped: SkipLimit = SkipLimit()
     checkpoint_steps: PositiveInt = 200
     keep_checkpoints: PositiveInt = 2
     held_out: str = "val"
     held_out_packs: PositiveInt = 64
+    wandb: dict[str, str] | None = None
 
     def stage_digest(self, stage: int) -> str:
         """Identity of what a stage computes: its block, the model, the seed, and every stage before it; never how it is run."""
         chain = [self.stages[k].model_dump(mode="json") for k in sorted(self.stages) if k <= stage]
         return digest_of(self.model.model_dump(mode="json"), self.seed, chain)
-
-
-def load_training_config(path_or_name: str | Path) -> TrainingConfig:
-    """configs/training/<name>.yaml of the package, or a YAML file. Raises ConfigError: file, key, what is wrong with it, what was meant."""
-    text, where = _config_text(str(path_or_name))
-    try:
-        values = yaml.safe_load(text)
-        twice = _written_twice(yaml.compose(text, Loader=yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from error
-    if twice is not None:
-        raise ConfigError(f"{where}:{twice[1]}: {twice[0]} is written twice; keep one of the two")
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: a training config is a mapping with name, model and stages; this is {type(values).__name__}")
-    try:
-        config = TrainingConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_for_people(where, text, e) for e in error.errors(include_url=False))) from None
-    for number, block in values["stages"].items():
-        if block.get("steps") is not None and "epochs" in block:
-            line = _line_of(text, ["stages", str(number), "epochs"])
-            raise ConfigError(f"{where}:{line}: stages.{number} has both epochs and steps; keep the one that says how long it is to be")
-    return config
 
 
 def deepspeed_json(path_or_name: str) -> dict[str, Any]:
@@ -186,77 +252,7 @@ def deepspeed_json(path_or_name: str) -> dict[str, Any]:
     return values
 
 
-def _config_text(path_or_name: str) -> tuple[str, str]:
-    path = Path(path_or_name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(f"no training config {path}")
-        try:
-            return path.read_text("utf-8"), str(path)
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
-    folder = resources.files("configs.training")
-    entry = folder / f"{path_or_name}.yaml"
-    if not entry.is_file():
-        known = sorted(e.name[:-5] for e in folder.iterdir() if e.name.endswith(".yaml"))
-        raise ConfigError(
-            f"no training config {path_or_name!r}{_meant(path_or_name, known)}; known: {', '.join(known)}, or a path to a .yaml file"
-        )
-    return entry.read_text("utf-8"), f"configs/training/{path_or_name}.yaml"
-
-
-def _for_people(where: str, text: str, error: Any) -> str:
-    place = [str(p) for p in error["loc"] if p != "[key]"]
-    line = _line_of(text, place)
-    at = f"{where}{f':{line}' if line else ''}: {'.'.join(place) or 'the file'}"
-    if error["type"] == "extra_forbidden":
-        known = _keys_at(place[:-1])
-        return f"{at}: unknown key{_meant(place[-1], known)}; known here: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{at}: is required"
-    return f"{at}: {error['msg'].removeprefix('Value error, ')}, got {error['input']!r}"
-
-
-def _keys_at(place: list[str]) -> list[str]:
-    model: Any = TrainingConfig
-    for key in place:
-        if model is TrainingConfig and key == "stages":
-            model = StageConfig
-        elif key in getattr(model, "model_fields", {}):
-            model = model.model_fields[key].annotation
-    return list(model.model_fields)
-
-
-def _line_of(text: str, place: list[str]) -> int | None:
-    """Line (from 1) of the deepest key of `place` that the file has."""
-    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
-    line = None
-    for key in place:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        hit = next(((k, v) for k, v in node.value if k.value == key), None)
-        if hit is None:
-            break
-        line, node = hit[0].start_mark.line + 1, hit[1]
-    return line
-
-
-def _written_twice(node: Any) -> tuple[str, int] | None:
-    """(key, line from 1) of a key that a mapping has a second time: YAML would silently take the last one."""
-    if isinstance(node, yaml.SequenceNode):
-        return next((found for inner in node.value if (found := _written_twice(inner))), None)
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    seen: set[str] = set()
-    for key, value in node.value:
-        if str(key.value) in seen:
-            return str(key.value), key.start_mark.line + 1
-        seen.add(str(key.value))
-        if found := _written_twice(value):
-            return found
-    return None
-
-
-def _meant(word: str, known: Any) -> str:
+def close_to(word: str, known: Any) -> str:
+    """ " (did you mean …?)" for the known word nearest to `word`; empty where none is near."""
     close = difflib.get_close_matches(word, list(known), 1, 0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -16,7 +16,7 @@ from training.launch import train
 from training.stages import TrainingConfig
 
 RATES = {"vision_encoder": 3e-3, "projector": 3e-3, "llm": 3e-3}
-STAGE = {"packs_per_step": 2, "seq_tokens": 512, "pack_patches": 512}
+STAGE = {"step": {"packs": 2}, "seq_tokens": 512, "pack_patches": 512}
 TINY = {"hidden": 32, "vision_hidden": 32, "vision_layers": 2, "vision_heads": 2}
 CONFIG = TrainingConfig.model_validate(
     {

@@ -57,7 +57,7 @@ def config(steps: int, every: int = 2) -> TrainingConfig:
         "profile": "tiny",
         "compress": True,
         "train": rates,
-        "packs_per_step": PACKS,
+        "step": {"packs": PACKS},
         "seq_tokens": 64,
         "pack_patches": 64,
         "steps": steps,

@@ -28,7 +28,7 @@ from training.stages import StageConfig, TrainingConfig
 
 
 def stage(**changes: Any) -> StageConfig:
-    values = {"profile": "tiny", "compress": False, "train": {"vision_encoder": 2e-3, "projector": 2e-3, "llm": 2e-3}, "packs_per_step": 4}
+    values = {"profile": "tiny", "compress": False, "train": {"vision_encoder": 2e-3, "projector": 2e-3, "llm": 2e-3}, "step": {"packs": 4}}
     return StageConfig.model_validate({**values, "seq_tokens": 64, "pack_patches": 64, **changes})
 
 
@@ -129,7 +129,7 @@ def test_the_device_is_this_ranks_gpu_unless_the_cpu_is_asked_for(monkeypatch: p
 
 
 def test_ranks_that_do_not_divide_a_steps_packs_are_refused() -> None:
-    with pytest.raises(ConfigError, match="3 ranks do not divide"):
+    with pytest.raises(ConfigError, match="cannot be shared by 3 ranks"):
         build_engine(handmade.model(), stage(), config(stage()), Ranks(0, 3))
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from shards.errors import ConfigError
 from shards.profile import load_profile
-from training.stages import deepspeed_json, load_training_config
+from training.config_text import load_training_config
+from training.stages import deepspeed_json
 
 MINIMAL = """\
 name: mine
@@ -18,7 +19,7 @@ stages:
     profile: tiny
     compress: false
     train: {llm: 1.0e-3}
-    packs_per_step: 2
+    step: {packs: 2}
     seq_tokens: 256
     pack_patches: 256
 """
@@ -53,7 +54,7 @@ def test_the_tiny_config_has_four_stages_and_names_known_profiles() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("packs_per_step: 2", "packs_per_stp: 2", ["mine.yaml:8", "stages.1.packs_per_stp", "did you mean 'packs_per_step'"]),
+        ("step: {packs: 2}", "stp: {packs: 2}", ["mine.yaml:8", "stages.1.stp", "did you mean 'step'"]),
         (
             "model: {preset: tiny}",
             "model: {preset: tiny, gradient_checkpoint: true}",
