@@ -49,6 +49,7 @@ class Dataset:
         self._lock = threading.Lock()
         self._all: Members | None = None
         self._uids: UidTable | None = None
+        self._named: dict[str, list[int]] = {}
         self._first: Ints = np.zeros(1, np.int64)  # first sample of each shard, once `_all` is there
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,6 +75,31 @@ class Dataset:
             if table.schema != tables[0].schema:
                 raise ShardError(f"{shard.index}: its columns are not those of {shards[0][1].index}; publish one index for all shards")
         return pa.concat_tables(tables).replace_schema_metadata({"format": INDEX_FORMAT})
+
+    def index_of(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """One shard's index, in the order of its tar. Leaf columns ("tiny.media.list.element.t") spare reading the rest of a struct.
+
+        `shard`: the path of its index or tar in the manifest (ShardInfo.index, .path), or the tar's file name, as in the column `shard`.
+        A dataset that has grown may hold tars of one file name in several versions' folders: then only the paths tell them apart.
+        Raises ShardError for a shard that is not there or not one alone, and as `index`.
+        """
+        found = self.shards_named(shard)
+        if len(found) != 1:
+            raise ShardError(
+                f"dataset {self.manifest.name} (version {self.manifest.version}) has {len(found) or 'no'} shards {shard}"
+                + (f": name one of {', '.join(self.manifest.shards[n].path for n in found)}" if found else "")
+            )
+        return self._index(self.manifest.shards[found[0]], columns)
+
+    def shards_named(self, shard: str) -> list[int]:
+        """Places in the manifest of the shards that `shard` may mean, as `index_of` takes it."""
+        if not self._named:
+            named: dict[str, list[int]] = {}
+            for number, info in enumerate(self.manifest.shards):
+                for key in dict.fromkeys((info.index, info.path, info.name)):
+                    named.setdefault(key, []).append(number)
+            self._named = named
+        return self._named.get(shard, [])
 
     def samples(self, split: str | None = None, check: bool = True) -> Iterator[RawSample]:
         """Every sample of the index once, in order, about 8 MB of them in memory at a time (always at least one sample).

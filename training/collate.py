@@ -16,12 +16,13 @@ _DUMMY_SIDE = 2
 
 @dataclass(frozen=True, slots=True)
 class ItemName:
-    """Which item stands in a pack; `repeat` counts its appearances in the stage, from 0."""
+    """Which item stands in a pack; `repeat` counts its appearances in the stage, from 0; `source` is the recipe's name of its source."""
 
     uid: str
     task: str
     n: int
     repeat: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,26 @@ def test_the_index_is_one_table_of_all_shards(url: str) -> None:
         dataset.index(split="test")
 
 
+def test_one_shards_index_by_its_name_or_paths(url: str, tmp_path: Path) -> None:
+    dataset = Dataset.open(url)
+    shard = dataset.manifest.shards[1]
+    whole = dataset.index().filter(pc.equal(dataset.index()["shard"], shard.name))
+    for name in (shard.name, shard.path, shard.index):
+        assert dataset.index_of(name).equals(whole)
+    leaf = dataset.index_of(shard.name, ["uid", "tiny.media.list.element.t"])
+    assert leaf["uid"].equals(whole["uid"])
+    assert leaf.schema.field("tiny").type.field("media").type.value_type.num_fields == 1
+    with pytest.raises(ShardError, match=r"no shards train-000009\.tar"):
+        dataset.index_of("train-000009.tar")
+    publish(url, tmp_path, {"train-000001": [sample(40)]}, "bbbb")
+    new = load_manifest(dataset.store).shards[0]
+    save_manifest(dataset.store, manifest([*dataset.manifest.shards, new], "cccc", VERSION))
+    grown = Dataset.open(url)
+    with pytest.raises(ShardError, match=r"has 2 shards train-000001\.tar: name one of v-abcd1234/train-000001\.tar, v-bbbb/"):
+        grown.index_of(new.name)
+    assert set(grown.index_of(new.path, ["uid"])["uid"].to_pylist()) == {sample(40).uid}
+
+
 def test_a_uid_that_is_not_there_is_named(url: str) -> None:
     missing = uid_of("s", "nowhere")
     dataset = Dataset.open(url)
