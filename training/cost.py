@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,16 @@ class ItemSizes:
     kept: np.ndarray
     labelled: np.ndarray
     frame_squares: np.ndarray
+
+    def take(self, rows: np.ndarray) -> ItemSizes:
+        """The sizes of these rows (int64 positions), in this order."""
+        return ItemSizes(*(getattr(self, name)[rows] for name in ItemSizes.__slots__))
+
+    @staticmethod
+    def joined(parts: Sequence[ItemSizes]) -> ItemSizes:
+        """One after another."""
+        empty = np.zeros(0, dtype=np.int64)
+        return ItemSizes(*(np.concatenate([empty, *(getattr(part, name) for part in parts)]) for name in ItemSizes.__slots__))
 
 
 def item_sizes(items: pa.Table, profile: str, compress: bool) -> ItemSizes:
