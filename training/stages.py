@@ -246,9 +246,8 @@ def deepspeed_json(path_or_name: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"{entry}: not JSON: {error}") from error
     stage = values.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (1, 2):
-        # ZeRO-0 differs in bf16 and gives no gradient norm in fp32; ZeRO-3 checkpoints load silently wrong on another number of ranks.
-        raise ConfigError(f"{entry}: zero_optimization.stage is {stage}; 1 and 2 are supported")
+    if stage not in (0, 1, 2, 3):
+        raise ConfigError(f"{entry}: zero_optimization.stage is {stage}; 0, 1, 2 and 3 are supported")
     return values
 
 

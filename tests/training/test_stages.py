@@ -101,11 +101,11 @@ def test_a_stage_digest_depends_on_results_only(tmp_path: Path) -> None:
     assert [changed.stage_digest(k) == base.stage_digest(k) for k in (1, 2, 3, 4)] == [True, True, False, False]
 
 
-def test_zero_stages_that_go_wrong_are_refused(tmp_path: Path) -> None:
+def test_zero_stages_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     assert deepspeed_json("zero1")["zero_optimization"]["stage"] == 1
-    path = tmp_path / "zero3.json"
-    path.write_text('{"zero_optimization": {"stage": 3}}')
-    with pytest.raises(ConfigError, match="stage is 3"):
+    path = tmp_path / "zero4.json"
+    path.write_text('{"zero_optimization": {"stage": 4}}')
+    with pytest.raises(ConfigError, match="stage is 4"):
         deepspeed_json(str(path))
     with pytest.raises(ConfigError, match="no settings 'zero9'"):
         deepspeed_json("zero9")
