@@ -1,4 +1,5 @@
-"""Runs the stages in order: in one process, or in each of torchrun's. Safe to repeat; torch is imported when there is work."""
+"""Runs the stages in order: in one process, or in each of those that torchrun, deepspeed or Ray Train start. Safe to repeat; a process that
+is alone imports torch when there is work."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from shards.errors import ConfigError
 from shards.profile import Profile, load_profile
+from shards.sample import digest_of
 from training.checkpoint import final_dir, finished, latest_state, replace_text, save_final, stage_dir
 from training.config_text import load_training_config
 from training.stages import TrainingConfig
+from training.together import StopRequest, agreed, from_first, refuse_different, together
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,24 +68,27 @@ def train(
 
     dataset    folder or URL; default config.dataset. tokenizer: directory; default config.tokenizer.
     resume     continue from checkpoints; False refuses to start where a stage has some.
-    Under torchrun every rank calls this alike. Writes checkpoints/stage<k>/, metrics.jsonl, tensorboard/ and skipped.jsonl under `out_dir`.
-    Raises ConfigError, ProfileError, ShardError, InfrastructureError and training.engine.TrainingStopped, all with what to do.
+    Ranks of a launcher (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT in the environment) all call this alike, with one `out_dir`
+    on a file system that they share. Writes checkpoints/stage<k>/, metrics.jsonl, tensorboard/ and skipped.jsonl under it.
+    Raises ConfigError, ProfileError, ShardError, InfrastructureError and training.engine.TrainingStopped, all with what to do. Of several
+    ranks one raises it, the others training.together.EndedElsewhere; RankLost where one died without a word. A SIGTERM in a step is
+    answered after it with a checkpoint and training.together.Preempted.
     """
-    settings = config if isinstance(config, TrainingConfig) else load_training_config(config)
     out = Path(out_dir)
-    chosen = chosen_stages(settings, stages)
-    reports = {k: _as_report(out, k, facts) for k in chosen if (facts := finished(out, k, settings.stage_digest(k))) is not None}
-    pending = [number for number in chosen if number not in reports]
-    if pending:
-        for number in pending:
-            if not resume and latest_state(stage_dir(out, number)) is not None:
-                raise ConfigError(f"{stage_dir(out, number)} has checkpoints; resume, or give another output directory, or delete it")
-        work = _Work.prepare(settings, dataset, tokenizer, out, pending)
-        for number in pending:
-            reports[number] = work.train_stage(number)
-        work.metrics.close()
-    else:
-        log.info("all is done: stages %s under %s", ", ".join(map(str, chosen)), out)
+    with together(out) as ranks, StopRequest().listening() as stop:
+        settings = agreed(ranks, lambda: config if isinstance(config, TrainingConfig) else load_training_config(config))
+        chosen = agreed(ranks, lambda: chosen_stages(settings, stages))
+        refuse_different(ranks, "config and stages", digest_of(settings.model_dump(mode="json"), chosen))
+        reports = from_first(ranks, lambda: _finished_stages(settings, out, chosen))
+        pending = [number for number in chosen if number not in reports]
+        if pending:
+            work = agreed(ranks, lambda: _Work.prepare(settings, dataset, tokenizer, out, pending, resume, ranks, stop))
+            refuse_different(ranks, "dataset and tokenizer", work.data_version)
+            for number in pending:
+                reports[number] = work.train_stage(number)
+            work.metrics.close()
+        else:
+            log.info("all is done: stages %s under %s", ", ".join(map(str, chosen)), out)
     return TrainReport(tuple(reports[number] for number in chosen))
 
 
@@ -97,9 +103,24 @@ class _Work:
     tokenizer_dir: Path
     ranks: Ranks
     metrics: Metrics
+    stop: StopRequest
+    data_version: str
 
     @staticmethod
-    def prepare(config: TrainingConfig, dataset: str | None, tokenizer: str | None, out: Path, pending: Sequence[int]) -> _Work:
+    def prepare(
+        config: TrainingConfig,
+        dataset: str | None,
+        tokenizer: str | None,
+        out: Path,
+        pending: Sequence[int],
+        resume: bool,
+        ranks: Ranks | None,
+        stop: StopRequest,
+    ) -> _Work:
+        for number in pending:
+            if not resume and latest_state(stage_dir(out, number)) is not None:
+                raise ConfigError(f"{stage_dir(out, number)} has checkpoints; resume, or give another output directory, or delete it")
+            _refuse_unshared(number, config.stages[number].step.packs, 1 if ranks is None else ranks.world)
         where, words = dataset or config.dataset, tokenizer or config.tokenizer
         if where is None:
             raise ConfigError(f"{config.name}: no dataset; name its folder on the command line, or set `dataset:` in the config")
@@ -119,9 +140,11 @@ class _Work:
         if before is not None:
             refuse_other_tokenizer(final_dir(out, before), _finished_before(config, out, pending[0], before), digest)
         refuse_unfit(config, pending, opened, digest)
-        ranks = start_ranks()
-        out.mkdir(parents=True, exist_ok=True)
-        return _Work(config, out, opened, loaded, Path(words), ranks, Metrics(out, ranks.rank == 0))
+        if ranks is None:
+            ranks = start_ranks()
+            out.mkdir(parents=True, exist_ok=True)
+        version = f"{opened.manifest.version}, tokenizer {digest}"
+        return _Work(config, out, opened, loaded, Path(words), ranks, Metrics(out, ranks.rank == 0), stop, version)
 
     def train_stage(self, number: int) -> StageReport:
         from shards.tokenizer import tokenizer_digest
@@ -135,7 +158,7 @@ class _Work:
         feed = self._feed(number, profile, model)
         log.info("stage %d: %d steps a pass over %s", number, feed.steps(0), self.dataset.manifest.version)
         before = self._before(number, model, profile)
-        steps = run_stage(model, number, self.config, feed, self.out, self.ranks, self.metrics)
+        steps = run_stage(model, number, self.config, feed, self.out, self.ranks, self.metrics, self.stop)
         after = self._held_out(number, model, profile)
         self._write(number, steps, after)
         facts = {
@@ -192,9 +215,13 @@ class _Work:
     def _before(self, number: int, model: nn.Module, profile: Profile) -> float | None:
         """Held-out loss at the start of the stage; noted, for a stage that is continued has it no more."""
         note = stage_dir(self.out, number) / "before.json"
-        if latest_state(stage_dir(self.out, number)) is not None and note.is_file():
-            value: float | None = json.loads(note.read_text("utf-8"))["loss"]
-            return value
+
+        def noted() -> dict[str, float | None] | None:
+            there = latest_state(stage_dir(self.out, number)) is not None and note.is_file()
+            return json.loads(note.read_text("utf-8")) if there else None
+
+        if (found := from_first(self.ranks, noted)) is not None:
+            return found["loss"]
         self.metrics.forget_after(number, -1)
         held_out = self._held_out(number, model, profile)
         self._write(number, 0, held_out)
@@ -233,6 +260,18 @@ def chosen_stages(config: TrainingConfig, stages: Sequence[int] | None) -> list[
     if unknown or not wanted:
         raise ConfigError(f"{config.name}: no stage {', '.join(map(str, unknown))}; it has {', '.join(map(str, sorted(config.stages)))}")
     return wanted
+
+
+def _finished_stages(config: TrainingConfig, out: Path, chosen: Sequence[int]) -> dict[int, StageReport]:
+    return {k: _as_report(out, k, facts) for k in chosen if (facts := finished(out, k, config.stage_digest(k))) is not None}
+
+
+def _refuse_unshared(number: int, packs: int | None, world: int) -> None:
+    if packs is not None and packs % world:
+        fitting = ", ".join(str(n) for n in range(1, packs + 1) if packs % n == 0)
+        raise ConfigError(
+            f"stage {number}: a step of {packs} packs cannot be shared by {world} ranks; start {fitting}, or change the stage's `step`"
+        )
 
 
 def _stage_before(config: TrainingConfig, number: int) -> int | None:

@@ -18,6 +18,7 @@ from training.checkpoint import TrainState, latest_state, load_state, make_unive
 from training.engine import Ranks, build_engine, train_step
 from training.metrics import Metrics
 from training.stages import StageConfig, TrainingConfig
+from training.together import Preempted, StopRequest
 
 if TYPE_CHECKING:
     from training.loader import LoadedStep
@@ -41,11 +42,21 @@ class Feed(Protocol):
         """Its steps from `cursor` on. Raises ConfigError for a cursor of another plan."""
 
 
-def run_stage(model: nn.Module, number: int, config: TrainingConfig, feed: Feed, out: Path, ranks: Ranks, metrics: Metrics) -> int:
+def run_stage(
+    model: nn.Module,
+    number: int,
+    config: TrainingConfig,
+    feed: Feed,
+    out: Path,
+    ranks: Ranks,
+    metrics: Metrics,
+    stop: StopRequest | None = None,
+) -> int:
     """Trains `model` through stage `number` of `config`, from the newest checkpoint under `out` if there is one. Returns its steps.
 
     Every `config.checkpoint_steps` steps a checkpoint is written: a process that is killed anywhere and started again sees the same packs.
-    Raises ConfigError for a checkpoint of another config or plan, TrainingStopped for a loss that is not finite.
+    Raises ConfigError for a checkpoint of another config or plan, TrainingStopped for a loss that is not finite, Preempted after the
+    checkpoint that answers a `stop` on any rank.
     """
     stage, folder = config.stages[number], stage_dir(out, number)
     digest = config.stage_digest(number)
@@ -74,8 +85,13 @@ def run_stage(model: nn.Module, number: int, config: TrainingConfig, feed: Feed,
         metrics.write({"kind": "step", "stage": number, "step": done, **asdict(result), "fill": fill, "wait": wait})
         told = logging.INFO if done % SAID_EVERY == 0 or done in (1, total) else logging.DEBUG
         log.log(told, "stage %d step %d/%d loss %.4f", number, done, total, result.loss)
-        if done % config.checkpoint_steps == 0 and done < total:
+        ending = stop is not None and done < total and stop.asked(ranks)
+        if (ending or done % config.checkpoint_steps == 0) and done < total:
             save_state(engine, folder, _state(number, done, epoch, loaded.cursor_after, digest, ranks), config.keep_checkpoints, ranks)
+        if ending:
+            raise Preempted(
+                f"stage {number} was asked to end and has a checkpoint of step {done} of {total}; the same command goes on there"
+            )
         waited = time.perf_counter()
     engine.destroy()
     return done
