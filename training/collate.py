@@ -63,10 +63,11 @@ class LoadedItem:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An item that left its pack because it could not be read or decoded."""
+    """An item that left its pack because it could not be read or decoded. kind: "damaged", or the kind of its shards.errors.SampleError."""
 
     name: ItemName
     reason: str
+    kind: str = "damaged"
 
 
 @dataclass(frozen=True, slots=True)
