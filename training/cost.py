@@ -1,16 +1,24 @@
-"""What an item costs, by arithmetic on its index row: tokens, patches, and predicted floating-point operations."""
+"""What items and packs cost, by arithmetic on index rows: tokens, patches, operations from a model's shape, seconds once measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.errors import ProfileError
+from shards.errors import ConfigError, ProfileError
+
+if TYPE_CHECKING:
+    from training.stages import LoraConfig, StageConfig
+
+Unit = Literal["flops", "seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +88,40 @@ def _frame_squares(media: pa.ListArray) -> np.ndarray:
     return squares
 
 
+FEATURES = ("pack", "patch", "frame_square", "visual", "token", "token_square", "label")
+
+
+def pack_features(sizes: ItemSizes) -> np.ndarray:
+    """A pack's features in the order of FEATURES, float64 [7]: 1, patches, Σ patches² by frame, visual tokens, tokens, Σ tokens² by item,
+    labelled tokens. `sizes` are those of its items; without items all are 0: such a pack costs nothing."""
+    sums = (sizes.patches.sum(), sizes.frame_squares.sum(), sizes.visual.sum(), sizes.tokens.sum())
+    squares = (sizes.tokens.astype(np.float64) ** 2).sum()
+    return np.array([len(sizes.tokens) > 0, *sums, squares, sizes.labelled.sum()], dtype=np.float64)
+
+
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Predicted floating-point operations of training on one item; the defaults are VideoLLaMA3-2B with everything trained.
+    """What training costs, linear in a pack's features: floating-point operations predicted from the model's shape, or seconds fitted from
+    measured packs (training.fit). The defaults are the operations of VideoLLaMA3-2B, everything trained, with checkpointing.
 
+    pack         for each pack that has items.
     patch        for each patch through the encoder.        frame_square  for each patch² within a frame.
     visual       for each visual token through the projector.
     token        for each token in the language model.      token_square  for each token² within an item.
     label        for each labelled token (the head runs on those only).
     """
 
-    patch: float = 4 * 823_495_680.0
+    pack: float = 0.0
+    patch: float = 4 * 822_140_928.0 - 267_743_232.0 + 2 * 1_354_752.0
     frame_square: float = 4 * 124_416.0
     visual: float = 3 * 8_257_536.0
-    token: float = 4 * 2_620_391_424.0
+    token: float = 4 * 2_620_391_424.0 - 770_703_360.0
     token_square: float = 4 * 86_016.0
     label: float = 3 * 466_747_392.0
+    unit: Unit = "flops"
 
     def of(self, sizes: ItemSizes) -> np.ndarray:
-        """float64 operations of each item."""
+        """Cost of each item, float64, without the constant of its pack."""
         return (
             self.patch * sizes.patches
             + self.frame_square * sizes.frame_squares
@@ -108,28 +131,202 @@ class CostModel:
             + self.label * sizes.labelled
         )
 
+    @property
+    def vector(self) -> np.ndarray:
+        """The coefficients in the order of FEATURES, float64 [7]: the cost of packs is their features @ vector."""
+        return np.array([getattr(self, name) for name in FEATURES], dtype=np.float64)
 
-def cost_model(config: Any, *, train_vision: bool = True, train_llm: bool = True, checkpointing: bool = True) -> CostModel:
-    """Coefficients from a model's shape: `config` is transformers' VideoLlama3Config (any object with those fields).
+    @staticmethod
+    def from_vector(values: Sequence[float] | np.ndarray, unit: Unit) -> CostModel:
+        return CostModel(**dict(zip(FEATURES, map(float, values), strict=True)), unit=unit)
 
-    Two operations for each weight and row, four for each pair of positions and channel in attention, half of the pairs where it is causal
-    (Kaplan et al. 2020, Megatron-LM's appendix). Backward costs as much again for the gradient of the inputs, and once more for that of
-    trained weights; activation checkpointing repeats the layers' forward. Under a frozen language model gradients still pass through it.
+    def by_part(self, features: np.ndarray) -> dict[str, float]:
+        """Cost of `features` (float64 [7]; sums over packs will do) in the encoder, the projector, the language model, its head, and for
+        the packs themselves."""
+        pack, patch, frame_square, visual, token, token_square, label = (self.vector * features).tolist()
+        return {"encoder": patch + frame_square, "projector": visual, "llm": token + token_square, "head": label, "pack": pack}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: Any) -> CostModel:
+        """Raises ConfigError for what is not a cost model: a name too many or too few, a coefficient that is negative or not finite."""
+        if not isinstance(values, dict) or values.keys() != {*FEATURES, "unit"}:
+            raise ConfigError(f"a cost model is an object with unit, {', '.join(FEATURES)}; `fovea costs` writes one")
+        bad = [name for name in FEATURES if not _is_coefficient(values[name])]
+        if bad:
+            raise ConfigError(f"{', '.join(bad)}: a coefficient is a number from 0 on; measure again with `fovea costs`")
+        if values["unit"] not in get_args(Unit):
+            raise ConfigError(f"unit is {values['unit']!r}; a cost is in {' or '.join(get_args(Unit))}")
+        return CostModel(**values)
+
+    @staticmethod
+    def load(path: str | Path, stage: int | None = None) -> CostModel:
+        """From a file that `fovea costs` wrote: the coefficients measured in `stage`, else those over all measured stages.
+
+        Raises ConfigError: no such file, not JSON, not a cost model.
+        """
+        where = Path(path)
+        try:
+            values = json.loads(where.read_text("utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"costs: no file {where}; write it with `fovea costs OUT --out {where}`, or leave `costs` out") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"costs: {where} cannot be read: {error}; write it again with `fovea costs`") from error
+        if not isinstance(values, dict) or "model" not in values:
+            raise ConfigError(f"costs: {where} has no cost model; write it again with `fovea costs`")
+        stages = values.get("stages")
+        chosen = stages.get(str(stage), values["model"]) if isinstance(stages, dict) else values["model"]
+        try:
+            return CostModel.from_json(chosen)
+        except ConfigError as error:
+            raise ConfigError(f"costs: {where}: {error}") from None
+
+
+def _is_coefficient(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+
+
+def add(first: CostModel, second: CostModel) -> CostModel:
+    """Both costs, which are of one unit."""
+    if first.unit != second.unit:
+        raise ValueError(f"{first.unit} and {second.unit} do not add up")
+    return CostModel.from_vector(first.vector + second.vector, first.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFlops:
+    """Floating-point operations of training, each a CostModel. recomputed: what checkpointing runs a second time.
+
+    Model FLOPs utilisation (MFU; PaLM, arXiv 2204.02311, appendix B) counts forward and backward, hardware utilisation (HFU) also what is
+    recomputed. The encoder counts in both. Recomputing within attention kernels and of the head's pieces is in neither.
     """
-    vision, text = config.vision_config, config.text_config
+
+    forward: CostModel
+    backward: CostModel
+    recomputed: CostModel
+
+    @property
+    def model(self) -> CostModel:
+        return add(self.forward, self.backward)
+
+    @property
+    def hardware(self) -> CostModel:
+        return add(self.model, self.recomputed)
+
+
+def vision_layers(vision: Any) -> dict[str, tuple[int, int]]:
+    """The linear layers of an encoder layer by transformers' names: (inputs, outputs)."""
+    hidden, inner = vision.hidden_size, vision.intermediate_size
+    square = dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), (hidden, hidden))
+    return {**square, "fc1": (hidden, inner), "fc2": (inner, hidden)}
+
+
+def text_layers(text: Any) -> dict[str, tuple[int, int]]:
+    """The linear layers of a layer of the language model by transformers' names: (inputs, outputs)."""
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
-    patch_dim = vision.num_channels * vision.patch_size**2
-    per_patch = vision.num_hidden_layers * 2 * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
-    per_token = text.num_hidden_layers * 2 * text.hidden_size * (2 * queries + 2 * keys + 3 * text.intermediate_size)
-    layers = 1.0 if checkpointing else 0.0
-    encoder = (3.0 + layers) if train_vision else 1.0
-    llm = (3.0 if train_llm else 2.0) + layers
-    return CostModel(
-        patch=encoder * (per_patch + 2 * patch_dim * vision.hidden_size),
-        frame_square=encoder * vision.num_hidden_layers * 4 * vision.hidden_size,
-        visual=3.0 * 2 * text.hidden_size * (vision.hidden_size + text.hidden_size),
-        token=llm * per_token,
-        token_square=llm * text.num_hidden_layers * 2 * queries,
-        label=(3.0 if train_llm else 2.0) * 2 * text.hidden_size * text.vocab_size,
+    hidden, inner = text.hidden_size, text.intermediate_size
+    attention = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys), "o_proj": (queries, hidden)}
+    return {**attention, "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+
+
+def projector_layers(config: Any) -> dict[str, tuple[int, int]]:
+    """The two linear layers of the projector."""
+    vision, text = config.vision_config.hidden_size, config.text_config.hidden_size
+    return {"readout.0": (vision, text), "readout.2": (text, text)}
+
+
+def model_flops(
+    config: Any,
+    *,
+    train_vision: bool = True,
+    train_projector: bool = True,
+    train_llm: bool = True,
+    checkpointing: bool = True,
+    adapters: Mapping[str, LoraConfig] | None = None,
+) -> ModelFlops:
+    """Operations from a model's shape: `config` is transformers' VideoLlama3Config, or any object with those fields.
+
+    Two operations for each weight and row, four for each pair of positions and channel in attention, half of the pairs where it is causal
+    (Kaplan et al. 2020, arXiv 2001.08361 §2.1; Narayanan et al. 2021, arXiv 2104.04473, appendix). The gradient of a linear layer's inputs
+    costs as much again, that of its weights once more where they are trained; attention has no weights and costs twice its forward pass.
+    Under a frozen language model gradients still pass through it; a frozen encoder has no backward pass. `adapters` (by part) freeze a
+    part's own weights and add their low-rank products. Checkpointing repeats the forward pass of layers that gradients pass.
+    """
+    lora = adapters or {}
+    vision, text = config.vision_config, config.text_config
+    patch_rows = 2 * vision.num_channels * vision.patch_size**2 * vision.hidden_size
+    first, second = projector_layers(config).values()
+    head = 2 * text.hidden_size * text.vocab_size
+    own_vision, own_projector, own_llm = (
+        trained and part not in lora
+        for trained, part in ((train_vision, "vision_encoder"), (train_projector, "projector"), (train_llm, "llm"))
     )
+    per_patch, lora_patch = _rows(vision_layers(vision), vision.num_hidden_layers, lora.get("vision_encoder") if train_vision else None)
+    per_visual, lora_visual = _rows(projector_layers(config), 1, lora.get("projector") if train_projector else None)
+    per_token, lora_token = _rows(text_layers(text), text.num_hidden_layers, lora.get("llm") if train_llm else None)
+    channels = text_layers(text)["q_proj"][1]
+    squares = vision.num_hidden_layers * 4 * vision.hidden_size, text.num_hidden_layers * 2 * channels
+    forward = {
+        "patch": patch_rows + per_patch + lora_patch,
+        "frame_square": squares[0],
+        "visual": per_visual + lora_visual,
+        "token": per_token + lora_token,
+        "token_square": squares[1],
+        "label": head,
+    }
+    through_projector = (2 * math.prod(first) if train_vision else 0) + (2 * math.prod(second) if train_vision or train_projector else 0)
+    backward = {
+        "patch": train_vision * (per_patch + 2 * lora_patch) + own_vision * (per_patch + patch_rows),
+        "frame_square": train_vision * 2 * squares[0],
+        "visual": through_projector + own_projector * per_visual + 2 * lora_visual,
+        "token": per_token + own_llm * per_token + 2 * lora_token,
+        "token_square": 2 * squares[1],
+        "label": head + own_llm * head,
+    }
+    # What the last layer of a block gives is nobody's input in its backward pass: torch stops repeating before it.
+    last_vision = 2 * math.prod(vision_layers(vision)["fc2"]) * vision.num_hidden_layers
+    last_text = 2 * math.prod(text_layers(text)["down_proj"]) * text.num_hidden_layers
+    again = {
+        "patch": train_vision * (per_patch + lora_patch - last_vision * ("vision_encoder" not in lora)),
+        "frame_square": train_vision * squares[0],
+        "token": forward["token"] - last_text * ("llm" not in lora),
+        "token_square": squares[1],
+    }
+    return ModelFlops(_flops(forward), _flops(backward), _flops(again if checkpointing else {}))
+
+
+def stage_flops(config: Any, stage: StageConfig, checkpointing: bool) -> ModelFlops:
+    """`model_flops` of what a stage trains."""
+    return model_flops(
+        config,
+        train_vision="vision_encoder" in stage.train,
+        train_projector="projector" in stage.train,
+        train_llm="llm" in stage.train,
+        checkpointing=checkpointing,
+        adapters=stage.adapters,
+    )
+
+
+def cost_model(
+    config: Any, *, train_vision: bool = True, train_projector: bool = True, train_llm: bool = True, checkpointing: bool = True
+) -> CostModel:
+    """All operations that the hardware runs, recomputing included: what packs are weighed by until seconds are measured."""
+    return model_flops(
+        config, train_vision=train_vision, train_projector=train_projector, train_llm=train_llm, checkpointing=checkpointing
+    ).hardware
+
+
+def _rows(layers: Mapping[str, tuple[int, int]], count: int, adapter: LoraConfig | None) -> tuple[int, int]:
+    """(operations for a row through all linear layers of a part, those of its adapters), forward."""
+    own = count * sum(2 * inputs * outputs for inputs, outputs in layers.values())
+    if adapter is None:
+        return own, 0
+    adapted = [size for name, size in layers.items() if adapter.targets is None or name in adapter.targets]
+    return own, count * sum(2 * adapter.rank * (inputs + outputs) for inputs, outputs in adapted)
+
+
+def _flops(coefficients: Mapping[str, float]) -> CostModel:
+    return CostModel.from_vector([coefficients.get(name, 0.0) for name in FEATURES], "flops")
