@@ -16,8 +16,8 @@ from shards.profile import Profile, load_profile
 from shards.sample import digest_of
 from training.checkpoint import final_dir, finished, latest_state, replace_text, save_final, stage_dir
 from training.config_text import load_training_config
+from training.rank_group import StopRequest, agreed, from_first, one_run, refuse_different
 from training.stages import TrainingConfig
-from training.together import StopRequest, agreed, from_first, refuse_different, together
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,11 +71,11 @@ def train(
     Ranks of a launcher (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT in the environment) all call this alike, with one `out_dir`
     on a file system that they share. Writes checkpoints/stage<k>/, metrics.jsonl, tensorboard/ and skipped.jsonl under it.
     Raises ConfigError, ProfileError, ShardError, InfrastructureError and training.engine.TrainingStopped, all with what to do. Of several
-    ranks one raises it, the others training.together.EndedElsewhere; RankLost where one died without a word. A SIGTERM in a step is
-    answered after it with a checkpoint and training.together.Preempted.
+    ranks one raises it, the others training.rank_group.EndedElsewhere; where one died without a word, another raises InfrastructureError.
+    A SIGTERM in a step is answered after it with a checkpoint and training.rank_group.Preempted.
     """
     out = Path(out_dir)
-    with together(out) as ranks, StopRequest().listening() as stop:
+    with one_run(out) as ranks, StopRequest().listening() as stop:
         settings = agreed(ranks, lambda: config if isinstance(config, TrainingConfig) else load_training_config(config))
         chosen = agreed(ranks, lambda: chosen_stages(settings, stages))
         refuse_different(ranks, "config and stages", digest_of(settings.model_dump(mode="json"), chosen))

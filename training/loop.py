@@ -17,8 +17,8 @@ from shards.errors import ConfigError
 from training.checkpoint import TrainState, latest_state, load_state, make_universal, save_state, stage_dir
 from training.engine import Ranks, build_engine, train_step
 from training.metrics import Metrics
+from training.rank_group import Preempted, StopRequest
 from training.stages import StageConfig, TrainingConfig
-from training.together import Preempted, StopRequest
 
 if TYPE_CHECKING:
     from training.loader import LoadedStep
