@@ -10,23 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 import torch
 
-from shards.errors import ConfigError
 from shards.media import Limits
 from shards.profile import Profile
 from shards.reader import Dataset
 from training.cost import CostModel
+from training.index_source import DatasetIndex
 from training.loader import LoadedStep, Loader
-from training.mixture import Mixture
-from training.plan import Cursor, Plan, PlanConfig, make_plan
+from training.mixture import Mixture, left_out
+from training.plan import Cursor, Plan, PlanConfig
+from training.stage_plan import kept_plan, later_pass, plan_path
+from training.stages import CacheConfig, SkipLimit
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from training.engine import Ranks
-    from training.stages import MixtureConfig, StageConfig
 
 log = logging.getLogger("fovea")
 
@@ -37,7 +35,9 @@ TRAIN_SPLIT = "train"
 class DatasetFeed:
     """training.loop.Feed over a dataset's split, each pass planned when it is asked for.
 
-    `skips` is where items that left their pack are noted: {"stage", "epoch", "step", "uid", "task", "n", "reason"}, one JSON object a line.
+    `skips` is where items that left their pack are noted, one JSON object a line: {"stage", "epoch", "step", "uid", "task", "n", "source",
+    "kind", "reason"}.
+    `plans` is the folder where plans are kept; without it every rank makes its own.
     """
 
     dataset: Dataset
@@ -49,23 +49,27 @@ class DatasetFeed:
     ranks: Ranks
     workers: int = 1
     limits: Limits = field(default_factory=Limits)
-    cost: CostModel | None = None
+    cost: CostModel = field(default_factory=CostModel)
     stage: int = 0
     skips: Path | None = None
+    plans: Path | None = None
+    cache: CacheConfig | None = None
+    limit: SkipLimit = field(default_factory=SkipLimit)
     _plans: dict[int, Plan] = field(default_factory=dict)
-    _index: pa.Table | None = None
 
     def plan(self, epoch: int) -> Plan:
-        """The plan of a pass (from 0). Raises ConfigError and ProfileError as `make_plan` does."""
+        """The plan of a pass (from 0); every rank must ask for it. Raises ConfigError and ProfileError as `make_plan` does."""
         if epoch not in self._plans:
-            if self._index is None:
-                self._index = self.dataset.index(split=self.split)
-            config = PlanConfig(**{**_fields(self.plan_config), "epoch": epoch})
-            digest = f"{self.dataset.manifest.version}/{self.split}"
-            plan = make_plan(self._index, self.mixture, config, index_digest=digest, cost=self.cost)
-            for item in plan.dropped:
-                log.warning("%s/%s/%d is in no pack: %d tokens, %d patches", item.uid, item.task, item.n, item.tokens, item.patches)
-            self._plans = {epoch: plan}  # one at a time: an index is large
+            source = DatasetIndex(self.dataset, self.split)
+            config = self.plan_config if epoch == 0 else later_pass(self.plan(0), epoch)
+            path = None if self.plans is None else plan_path(self.plans, self.stage, epoch)
+            if path is not None:
+                if self.ranks.rank == 0:
+                    kept_plan(path, source, self.mixture, config, self.cost)
+                torch.distributed.barrier()  # the others read what the first has made
+            plan = kept_plan(path, source, self.mixture, config, self.cost)
+            tell(plan, self.ranks.rank == 0)
+            self._plans = {number: kept for number, kept in self._plans.items() if number == 0} | {epoch: plan}
         return self._plans[epoch]
 
     def steps(self, epoch: int) -> int:
@@ -96,45 +100,20 @@ class DatasetFeed:
         return loader.steps(cursor)
 
 
-def plan_config(stage: StageConfig, seed: int) -> PlanConfig:
-    return PlanConfig(
-        profile=stage.profile,
-        compress=stage.compress,
-        packs_per_step=stage.step.packs or 16,
-        seq_tokens=stage.seq_tokens,
-        pack_patches=stage.pack_patches,
-        seed=seed,
-    )
+def tell(plan: Plan, aloud: bool) -> None:
+    """Says what a plan leaves out."""
+    level = logging.WARNING if aloud else logging.DEBUG
+    for kind, names in left_out(plan.mixture, plan.laid.choices).items():
+        log.log(logging.INFO if aloud else logging.DEBUG, "mixture.%s: no items for %s; left out", kind, ", ".join(names))
+    if plan.laid.dropped:
+        log.log(level, "%d items are in no pack: they are too long for it", plan.laid.dropped)
+    for item in plan.laid.listed[:10]:
+        log.log(level, "%s/%s/%d is in no pack: %d tokens, %d patches", item.uid, item.task, item.n, item.tokens, item.patches)
 
 
-def mixture_of(config: MixtureConfig, index: pa.Table, told: int = logging.INFO) -> Mixture:
-    """The stage's mixture over what the index has: with `missing: leave_out`, named ones without items are left out, and logged at `told`.
-
-    Raises ConfigError where nothing is left.
-    """
-    shares: dict[str, dict[str, float] | None] = {}
-    for column, wanted in (("task", config.tasks), ("source", config.sources)):
-        if wanted is None or config.missing == "refuse":
-            shares[column] = wanted
-            continue
-        there = set(pc.unique(index[column]).to_pylist())
-        left = {name: share for name, share in wanted.items() if name in there}
-        if not left:
-            raise ConfigError(
-                f"mixture.{column}s: the dataset has items of none of {', '.join(wanted)}; it has {', '.join(sorted(there - {''}))}"
-            )
-        if absent := sorted(wanted.keys() - left.keys()):
-            log.log(told, "mixture.%ss: no items for %s; left out", column, ", ".join(absent))
-        shares[column] = left
-    return Mixture(tasks=shares["task"], sources=shares["source"], where=config.where, by=config.by)
-
-
-def _fields(config: PlanConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in PlanConfig.__slots__}
-
-
-def _note_skip(path: Path, stage: int, epoch: int, uid: str, task: str, n: int, reason: str, step: int) -> None:
-    record = {"stage": stage, "epoch": epoch, "step": step, "uid": uid, "task": task, "n": n, "reason": reason}
+def _note_skip(path: Path, stage: int, epoch: int, uid: str, task: str, n: int, source: str, kind: str, reason: str, step: int) -> None:
+    where = {"stage": stage, "epoch": epoch, "step": step}
+    record = {**where, "uid": uid, "task": task, "n": n, "source": source, "kind": kind, "reason": reason}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 

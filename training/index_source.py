@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class IndexSource(Protocol):
     """The index of a split, shard by shard (schema: shards.index.index_schema).
 
-    digest  identity of all its rows.   shards  names, in any order that does not change.   columns  of every shard's index.
+    digest  identity of all its rows.   shards  names (of a dataset: paths of its tars), in an order that does not change.
+    columns  of every shard's index.
     """
 
     @property
@@ -45,7 +46,7 @@ class DatasetIndex:
 
     @property
     def shards(self) -> Sequence[str]:
-        return [shard.name for _, shard in self.dataset.manifest.of_split(self.split)]
+        return [shard.path for _, shard in self.dataset.manifest.of_split(self.split)]
 
     @property
     def columns(self) -> Sequence[str]:

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from shards.members import uid_bytes
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -17,12 +19,21 @@ def name_key(*parts: object) -> int:
 
 
 def item_keys(items: pa.Table) -> np.ndarray:
-    """uint64 key of each row by (uid, task, n), and by `repeat` where the table has that column."""
-    names = zip(items["uid"].to_pylist(), items["task"].to_pylist(), items["n"].to_pylist(), strict=True)
-    keys = np.fromiter((name_key(*name) for name in names), dtype=np.uint64, count=items.num_rows)
-    if "repeat" in items.column_names:
-        keys = keys ^ mix(items["repeat"].to_numpy().astype(np.uint64) * _GOLDEN)
-    return keys
+    """uint64 key of each row by (uid, task, n)."""
+    uid = uid_bytes(items["uid"].to_pylist(), "the index").reshape(-1).view("<u8").reshape(-1, 2)
+    tasks = items["task"].combine_chunks().dictionary_encode()
+    tasks = tasks.combine_chunks() if isinstance(tasks, pa.ChunkedArray) else tasks
+    of_task = np.array([name_key(name) for name in tasks.dictionary.to_pylist()], dtype=np.uint64)
+    n = items["n"].to_numpy().astype(np.int64).view(np.uint64)
+    with np.errstate(over="ignore"):
+        second = mix(uid[:, 1] ^ mix(of_task[tasks.indices.to_numpy()] + n * _GOLDEN))
+    return mix(uid[:, 0] ^ second)
+
+
+def repeat_keys(keys: np.ndarray, repeat: np.ndarray) -> np.ndarray:
+    """uint64 keys of (item, repeat); those of repeat 0 are the items' own."""
+    with np.errstate(over="ignore"):
+        return keys ^ mix(repeat.astype(np.uint64) * _GOLDEN)
 
 
 def mix(keys: np.ndarray) -> np.ndarray:
@@ -36,11 +47,15 @@ def mix(keys: np.ndarray) -> np.ndarray:
         return keys ^ (keys >> np.uint64(31))
 
 
+def ranks(keys: np.ndarray, *seed: object) -> np.ndarray:
+    """uint64 pseudo-random rank of each key in the order that `seed` names."""
+    with np.errstate(over="ignore"):
+        return mix(keys * _GOLDEN + np.uint64(name_key(*seed)))
+
+
 def shuffle(keys: np.ndarray, *seed: object) -> np.ndarray:
     """int64 positions of `keys` in the pseudo-random order that `seed` names; equal keys keep their order."""
-    with np.errstate(over="ignore"):
-        ranks = mix(keys * _GOLDEN + np.uint64(name_key(*seed)))
-    return np.argsort(ranks, kind="stable")
+    return np.argsort(ranks(keys, *seed), kind="stable")
 
 
 def shuffle_names(names: Iterable[str], *seed: object) -> list[str]:

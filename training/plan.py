@@ -1,51 +1,69 @@
-"""The order of an epoch: a pure function of (index, mixture, seed, epoch, budgets). No ranks, no processes, no pixels."""
+"""The order of an epoch: a pure function of (index, mixture, seed, epoch, budgets, costs). No ranks, no processes, no pixels."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from shards.errors import ConfigError
+from shards.errors import ConfigError, ShardError
 from shards.sample import digest_of
-from training.cost import CostModel, ItemSizes, item_sizes
-from training.mixture import Mixture, select_items
-from training.order import item_keys, shuffle, shuffle_names
-from training.packing import pack_items
+from training.candidates import Bounds, Dropped
+from training.census import in_order, take_census
+from training.cost import CostModel, ItemSizes
+from training.index_source import IndexSource, TableIndex
+from training.mixture import Choice, Mixture, choose
+from training.order import shuffle_names
+from training.packing import Packed, deal
+from training.window import Counts, Drawn, counts_of, draw, in_steps, pack
 
-PLAN_VERSION = 1  # bump when the same arguments give another order: a cursor of the old one is then refused
+PLAN_VERSION = 2  # bump when the same arguments give another order: a cursor of the old one is then refused
 _WINDOWS_HELD = 3
+_WINDOWS_LOOKED_AT = 8  # for the predicted imbalance of a report
 
 
 @dataclass(frozen=True, slots=True)
 class PlanConfig:
     """Budgets and seeds of an epoch.
 
-    profile         measure profile whose counts are used.   compress  drop visual tokens by the profile's mask (stages 3 and 4).
-    packs_per_step  packs in an optimizer step, over all ranks.
-    seq_tokens      bound of a pack's tokens.                pack_patches  bound of its encoder patches.
-    window_shards   shards that are shuffled and packed together.
-    drop_long       items above a bound are left out and listed in `Plan.dropped`; False refuses to plan with any.
+    profile        measure profile whose counts are used.   compress  drop visual tokens by the profile's mask (stages 3 and 4).
+    packs          in an optimizer step, over all ranks; or
+    samples        so many items in a step in the mean of the plan: the packs that hold them, rounded to a multiple of `divisible_by`.
+    seq_tokens     bound of a pack's tokens.                pack_patches  bound of its encoder patches.
+    window_shards  shards that are shuffled and packed together.
+    too_long       items above a bound are left out and counted, or a plan with any is refused.
     """
 
     profile: str
     compress: bool
-    packs_per_step: int
+    packs: int | None = None
+    samples: int | None = None
+    divisible_by: int = 1
     seq_tokens: int = 16_384
     pack_patches: int = 40_960
     seed: int = 42
     epoch: int = 0
     window_shards: int = 64
-    drop_long: bool = True
+    too_long: Literal["leave_out", "refuse"] = "leave_out"
 
     def __post_init__(self) -> None:
-        for name in ("packs_per_step", "seq_tokens", "pack_patches", "window_shards"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it is at least 1")
+        if (self.packs is None) == (self.samples is None):
+            raise ConfigError("a step is so many packs, or so many samples in the mean: give one of the two")
+        for name in ("packs", "samples", "divisible_by", "seq_tokens", "pack_patches", "window_shards"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it is at least 1")
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(self.profile, self.compress, self.seq_tokens, self.pack_patches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +77,17 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Rows of `Plan.items` that share one row of tokens. Without rows it is empty: it fills up the epoch's last step and trains nothing."""
+    """Items that share one row of tokens: the `place`-th pack of a window, in the order of its steps; `Plan.items_of` has its items.
 
-    rows: tuple[int, ...] = ()
+    Without items it is empty (window -1): it fills up the epoch's last step and trains nothing. cost: predicted, in the cost model's unit.
+    """
+
+    window: int = -1
+    place: int = 0
+    items: int = 0
     tokens: int = 0
     patches: int = 0
+    labelled: int = 0
     cost: float = 0.0
 
 
@@ -80,7 +104,7 @@ class PlannedStep:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The steps that begin in a window; the last of them may end in the next one."""
+    """The steps that begin in a window; the last of them may end in the next one. `packs`: all of the window's, in the order of steps."""
 
     number: int
     shards: tuple[str, ...]
@@ -89,26 +113,20 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Dropped:
-    """An item that no pack can hold."""
-
-    uid: str
-    task: str
-    n: int
-    repeat: int
-    tokens: int
-    patches: int
-
-
-@dataclass(frozen=True, slots=True)
 class PlanReport:
-    """An epoch in numbers. Fills are shares of the bounds over all packs with items; `fill` counts the fuller bound of each pack."""
+    """An epoch in numbers. Fills are shares of the bounds over all packs with items; `fill` counts the fuller bound of each pack.
+
+    by_source  share of the tokens.   imbalance  for numbers of ranks: mean over steps of the dearest rank's predicted cost over the mean
+    rank's, less 1; over the steps of `windows_looked_at` windows spread over the epoch.
+    """
 
     items: int
     dropped: int
     windows: int
     steps: int
     packs: int
+    packs_per_step: int
+    samples_per_step: float
     empty_packs: int
     tokens: int
     labelled: int
@@ -119,42 +137,78 @@ class PlanReport:
     fill_patches: float
     fill: float
     cost: float
+    by_source: dict[str, float]
+    imbalance: dict[int, float]
+    windows_looked_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """What is known of an epoch once every window was packed once; small, and all that a plan is made again from.
+
+    choices  of the mixture.   sources  names, in the order of `Counts.by_source`.   windows  shards of each.   counts  of each.
+    dropped  items that fit into no pack, `listed` the first of them.   packs_per_step  of the whole epoch.
+    """
+
+    choices: tuple[Choice, ...]
+    sources: tuple[str, ...]
+    windows: tuple[tuple[str, ...], ...]
+    counts: tuple[Counts, ...]
+    dropped: int
+    listed: tuple[Dropped, ...]
+    packs_per_step: int
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A window in memory: its items, their costs, and its packs in the order of steps."""
+
+    drawn: Drawn
+    costs: np.ndarray
+    packed: Packed
+    packs: tuple[Pack, ...]
 
 
 @dataclass(eq=False)
 class Plan:
-    """Build with `make_plan`. Two plans of one digest give the same steps.
+    """Build with `make_plan`. Two plans of one digest give the same steps. Safe for threads."""
 
-    items    the item table: index columns and `repeat`; packs hold its row numbers.
-    sizes    int64 sizes of its rows.   costs   float64 predicted operations.   dropped   items above a bound, in no pack.
-    windows  shards of each window.
-    """
-
-    items: pa.Table
+    source: IndexSource
+    mixture: Mixture
     config: PlanConfig
+    cost: CostModel
+    laid: Laid
     digest: str
-    sizes: ItemSizes
-    costs: np.ndarray
-    dropped: tuple[Dropped, ...]
-    windows: tuple[tuple[str, ...], ...]
-    _keys: np.ndarray
-    _rows: tuple[np.ndarray, ...]
-    _held: OrderedDict[int, tuple[Pack, ...]] = field(default_factory=OrderedDict)
-    _counts: dict[int, int] = field(default_factory=dict)
+    _held: OrderedDict[int, _Held] = field(default_factory=OrderedDict)
+    _tables: OrderedDict[str, pa.Table] = field(default_factory=OrderedDict)
+    _lock: Any = field(default_factory=threading.RLock)
+
+    @property
+    def windows(self) -> tuple[tuple[str, ...], ...]:
+        """Shards of each window."""
+        return self.laid.windows
+
+    @property
+    def packs_per_step(self) -> int:
+        return self.laid.packs_per_step
 
     @property
     def start(self) -> Cursor:
         return Cursor(self.digest)
 
     @cached_property
+    def _before(self) -> tuple[int, ...]:
+        """Packs before each window, and in all."""
+        return tuple(accumulate((counts.packs for counts in self.laid.counts), initial=0))
+
+    @property
     def steps_total(self) -> int:
-        """Steps of the epoch. Packs all windows once."""
-        return -(-self._packs_before(len(self.windows)) // self.config.packs_per_step)
+        """Steps of the epoch."""
+        return -(-self._before[-1] // self.packs_per_step)
 
     def window(self, number: int) -> Window:
-        """The steps of a window. Packs every earlier window once, to know how many packs they have."""
-        packs, per_step = self._packs(number), self.config.packs_per_step
-        before = self._packs_before(number)
+        """The steps of a window; it and perhaps the next are packed for it, no other."""
+        packs, per_step, before = self._window(number).packs, self.packs_per_step, self._before[number]
         first = -(-before // per_step)
         steps = []
         for i, start in enumerate(range(first * per_step, before + len(packs), per_step)):
@@ -163,7 +217,8 @@ class Plan:
         return Window(number, self.windows[number], packs, tuple(steps))
 
     def steps(self, cursor: Cursor | None = None) -> Iterator[PlannedStep]:
-        """The steps from `cursor` (default: the start) to the end of the epoch. Raises ConfigError for a cursor of another plan."""
+        """The steps from `cursor` (default: the start) to the end of the epoch. Raises ConfigError for a cursor of another plan, ShardError
+        for an index that is not what the plan was made from."""
         cursor = cursor or self.start
         self.check(cursor)
         for number in range(cursor.window, len(self.windows)):
@@ -177,7 +232,7 @@ class Plan:
         if cursor.plan_digest != self.digest:
             raise ConfigError(
                 f"the checkpoint's cursor belongs to plan {cursor.plan_digest}, this is plan {self.digest}: dataset version, mixture, "
-                "seed, budgets or packs_per_step differ. Restore them to resume, or start the stage again in a new folder"
+                "seed, budgets, size of a step or costs differ. Restore them to resume, or start the stage again in a new folder"
             )
         if not (0 <= cursor.window < max(len(self.windows), 1) and cursor.step >= 0):
             raise ConfigError(f"the cursor {cursor} lies outside the plan's {len(self.windows)} windows")
@@ -185,97 +240,184 @@ class Plan:
     def position(self, cursor: Cursor) -> int:
         """Steps of the epoch that are done at `cursor`."""
         self.check(cursor)
-        return -(-self._packs_before(cursor.window) // self.config.packs_per_step) + cursor.step
+        return -(-self._before[cursor.window] // self.packs_per_step) + cursor.step
 
-    def report(self) -> PlanReport:
-        """Counts, fills and cost of the whole epoch. Packs all windows once."""
-        tokens = patches = packs = 0
-        fuller = 0.0
-        for number in range(len(self.windows)):
-            for pack in self._packs(number):
-                packs, tokens, patches = packs + 1, tokens + pack.tokens, patches + pack.patches
-                fuller += max(pack.tokens / self.config.seq_tokens, pack.patches / self.config.pack_patches)
-        rows = np.concatenate([*self._rows, np.array([], dtype=np.int64)])
+    def items_of(self, chosen: Pack) -> pa.Table:
+        """The pack's items, in order: uid, task, n, source, the profile's measure struct (as in the index), repeat (int64), shard (as the
+        index source names it) and row (int64, in that shard's index)."""
+        if not chosen.items:
+            return self._table(self.windows[0][0]).slice(0, 0)
+        held = self._window(chosen.window)
+        at = held.packed.items[held.packed.start[chosen.place] : held.packed.start[chosen.place + 1]]
+        shards, rows = held.drawn.shard[at].tolist(), held.drawn.row[at]
+        pieces = [self._table(self.windows[chosen.window][s]).slice(r, 1) for s, r in zip(shards, rows.tolist(), strict=True)]
+        table = pa.concat_tables(pieces).drop_columns(["repeat", "shard", "row"])
+        names = pa.array([self.windows[chosen.window][s] for s in shards], pa.string())
+        known = {"repeat": pa.array(held.drawn.repeat[at]), "shard": names, "row": pa.array(rows)}
+        for name, column in known.items():
+            table = table.append_column(name, column)
+        return table
+
+    def sizes_of(self, chosen: Pack) -> ItemSizes:
+        """Sizes of the pack's items, as planned."""
+        if not chosen.items:
+            return ItemSizes.joined([])
+        held = self._window(chosen.window)
+        return held.drawn.sizes.take(held.packed.items[held.packed.start[chosen.place] : held.packed.start[chosen.place + 1]])
+
+    def reads_of(self, chosen: Pack) -> list[tuple[str, int]]:
+        """(shard, row) of the pack's items: what is to be read for it."""
+        if not chosen.items:
+            return []
+        held = self._window(chosen.window)
+        at = held.packed.items[held.packed.start[chosen.place] : held.packed.start[chosen.place + 1]]
+        names = self.windows[chosen.window]
+        return [(names[s], r) for s, r in zip(held.drawn.shard[at].tolist(), held.drawn.row[at].tolist(), strict=True)]
+
+    def report(self, ranks: tuple[int, ...] = ()) -> PlanReport:
+        """The epoch in numbers; the imbalance over `ranks` (those that divide a step's packs) by composing a few windows."""
+        counts, config = self.laid.counts, self.config
+        total = {name: sum(getattr(c, name) for c in counts) for name in Counts.__slots__ if name != "by_source"}
+        by_source = np.sum([c.by_source for c in counts], axis=0)
+        looked = sorted({round(w) for w in np.linspace(0, len(counts) - 1, min(len(counts), _WINDOWS_LOOKED_AT))})
+        steps = self.steps_total
         return PlanReport(
-            items=len(rows),
-            dropped=len(self.dropped),
-            windows=len(self.windows),
-            steps=self.steps_total,
-            packs=packs,
-            empty_packs=self.steps_total * self.config.packs_per_step - packs,
-            tokens=tokens,
-            labelled=int(self.sizes.labelled[rows].sum()),
-            patches=patches,
-            visual=int(self.sizes.visual[rows].sum()),
-            kept=int(self.sizes.kept[rows].sum()),
-            fill_tokens=tokens / (packs * self.config.seq_tokens),
-            fill_patches=patches / (packs * self.config.pack_patches),
-            fill=fuller / packs,
-            cost=float(self.costs[rows].sum()),
+            items=total["items"],
+            dropped=self.laid.dropped,
+            windows=len(counts),
+            steps=steps,
+            packs=total["packs"],
+            packs_per_step=self.packs_per_step,
+            samples_per_step=total["items"] / steps,
+            empty_packs=steps * self.packs_per_step - total["packs"],
+            tokens=total["tokens"],
+            labelled=total["labelled"],
+            patches=total["patches"],
+            visual=total["visual"],
+            kept=total["kept"],
+            fill_tokens=total["tokens"] / (total["packs"] * config.seq_tokens),
+            fill_patches=total["patches"] / (total["packs"] * config.pack_patches),
+            fill=total["fuller"] / total["packs"],
+            cost=total["cost"],
+            by_source={n: float(t / by_source.sum()) for n, t in zip(self.laid.sources, by_source.tolist(), strict=True)},
+            imbalance=self._imbalance([r for r in ranks if self.packs_per_step % r == 0], looked) if ranks else {},
+            windows_looked_at=len(looked),
         )
 
-    def _packs(self, number: int) -> tuple[Pack, ...]:
-        """Packs of one window, from its rows alone."""
-        if number in self._held:
-            self._held.move_to_end(number)
-            return self._held[number]
-        rows, config = self._rows[number], self.config
-        seed = (config.seed, config.epoch)
-        tokens, patches = self.sizes.tokens[rows], self.sizes.patches[rows]
-        order = shuffle(self._keys[rows], "items", *seed)
-        groups = pack_items(tokens, patches, order, config.seq_tokens, config.pack_patches)
-        packs = [
-            Pack(tuple(rows[g].tolist()), int(tokens[g].sum()), int(patches[g].sum()), float(self.costs[rows[g]].sum())) for g in groups
-        ]
-        heads = self._keys[[pack.rows[0] for pack in packs]]
-        shuffled = tuple(packs[p] for p in shuffle(heads, "packs", *seed))
-        self._counts[number] = len(shuffled)
-        self._held[number] = shuffled
-        while len(self._held) > _WINDOWS_HELD:
-            self._held.popitem(last=False)
-        return shuffled
+    def _imbalance(self, ranks: list[int], windows: list[int]) -> dict[int, float]:
+        found: dict[int, list[float]] = {r: [] for r in ranks}
+        for number in windows:
+            for step in self.window(number).steps:
+                costs = [p.cost for p in step.packs]
+                if any(not p.items for p in step.packs):
+                    continue  # the last step of an epoch may hold anything
+                for r in ranks:
+                    loads = [sum(costs[p] for p in hand) for hand in deal(costs, r)]
+                    found[r].append(max(loads) * r / sum(loads) - 1)
+        return {r: float(np.mean(values)) if values else 0.0 for r, values in found.items()}
 
-    def _packs_before(self, number: int) -> int:
-        return sum(self._counts[w] if w in self._counts else len(self._packs(w)) for w in range(number))
+    def _window(self, number: int) -> _Held:
+        with self._lock:
+            if number in self._held:
+                self._held.move_to_end(number)
+                return self._held[number]
+            drawn, costs, packed = _packed(self, number)
+            if len(packed) != self.laid.counts[number].packs or len(drawn) != self.laid.counts[number].items:
+                raise ShardError(
+                    f"window {number} ({self.windows[number][0]} …) has {len(drawn)} items in {len(packed)} packs, planned were "
+                    f"{self.laid.counts[number].items} in {self.laid.counts[number].packs}: its indexes are not those of the plan"
+                )
+            packed = in_steps(packed, drawn, costs, self._before[number], self.packs_per_step, len(self.laid.sources))
+            self._held[number] = held = _Held(drawn, costs, packed, _packs(number, drawn, costs, packed))
+            while len(self._held) > _WINDOWS_HELD:
+                self._held.popitem(last=False)
+            return held
 
     def _packs_from(self, number: int, offset: int, count: int) -> tuple[Pack, ...]:
         """`count` packs from one of a window's on, into later windows, and empty ones behind the last."""
-        chosen = list(self._packs(number)[offset : offset + count])
+        chosen = list(self._window(number).packs[offset : offset + count])
         while len(chosen) < count and number + 1 < len(self.windows):
             number += 1
-            chosen.extend(self._packs(number)[: count - len(chosen)])
+            chosen.extend(self._window(number).packs[: count - len(chosen)])
         return (*chosen, *[Pack()] * (count - len(chosen)))
 
+    def _table(self, shard: str) -> pa.Table:
+        """The columns of `items_of` for a whole shard; those of about two windows are held."""
+        with self._lock:
+            if shard not in self._tables:
+                table = self.source.read(shard, ["uid", "task", "n", "source", self.config.profile]).combine_chunks()
+                nothing = np.zeros(table.num_rows, dtype=np.int64)
+                for name in ("repeat", "shard", "row"):
+                    table = table.append_column(name, pa.array([""] * table.num_rows) if name == "shard" else pa.array(nothing))
+                self._tables[shard] = table
+                while len(self._tables) > 2 * self.config.window_shards:
+                    self._tables.popitem(last=False)
+            self._tables.move_to_end(shard)
+            return self._tables[shard]
 
-def make_plan(index: pa.Table, mixture: Mixture, config: PlanConfig, *, index_digest: str, cost: CostModel | None = None) -> Plan:
-    """The plan of an epoch over `index` (schema: shards.index.index_schema) whose dataset version is `index_digest`.
 
-    `cost` weighs packs when they are dealt to ranks; it changes no order and is no part of the digest.
-    Raises ConfigError (nothing to train on, impossible shares, items too long with `drop_long=False`) and ProfileError (not measured).
+def make_plan(
+    source: IndexSource | pa.Table,
+    mixture: Mixture,
+    config: PlanConfig,
+    *,
+    index_digest: str = "",
+    cost: CostModel | None = None,
+    threads: int = 1,
+) -> Plan:
+    """The plan of an epoch over the rows of `source` (a table in memory is called `index_digest`). Every window is packed once.
+
+    `cost` weighs packs when they are put into steps and dealt to ranks.
+    Raises ConfigError (nothing to train on, impossible shares, items too long where they are refused) and ProfileError (not measured).
     """
-    items = select_items(index, mixture, profile=config.profile, compress=config.compress, seed=config.seed)
-    sizes = item_sizes(items, config.profile, config.compress)
-    long = (sizes.tokens > config.seq_tokens) | (sizes.patches > config.pack_patches)
-    dropped = tuple(_dropped(items, sizes, row) for row in np.flatnonzero(long).tolist())
-    if dropped and not config.drop_long:
-        first = dropped[0]
+    if isinstance(source, pa.Table):
+        source = TableIndex(source, index_digest)
+    census = take_census(source, config.bounds, mixture.where, mixture.by, config.seed, threads)
+    if census.dropped and config.too_long == "refuse":
+        first = census.listed[0]
         raise ConfigError(
-            f"{len(dropped)} items are too long for a pack of {config.seq_tokens} tokens and {config.pack_patches} patches, first "
-            f"{first.uid} ({first.task} {first.n}: {first.tokens} tokens, {first.patches} patches); raise the budgets or allow drop_long"
+            f"{census.dropped} items are too long for a pack of {config.seq_tokens} tokens and {config.pack_patches} patches, first "
+            f"{first.uid} ({first.task} {first.n}: {first.tokens} tokens, {first.patches} patches); raise the budgets, or leave them out "
+            "(too_long: leave_out)"
         )
-    if len(dropped) == items.num_rows:
-        raise ConfigError(f"all {len(dropped)} items are too long for {config.seq_tokens} tokens and {config.pack_patches} patches")
-    shards = items["shard"].to_numpy()
-    usable: dict[str, list[int]] = {}
-    for row in np.flatnonzero(~long).tolist():
-        usable.setdefault(shards[row], []).append(row)
-    names = shuffle_names(usable, "shards", config.seed, config.epoch)
+    choices = choose(census, mixture)
+    sources = tuple(sorted({cell.source for cell in census.cells}))
+    names = shuffle_names(source.shards, "shards", config.seed, config.epoch)
     windows = tuple(tuple(names[i : i + config.window_shards]) for i in range(0, len(names), config.window_shards))
-    rows = tuple(np.array([row for name in window for row in usable[name]], dtype=np.int64) for window in windows)
-    digest = digest_of(PLAN_VERSION, index_digest, mixture.to_json(), asdict(config))
-    return Plan(items, config, digest, sizes, (cost or CostModel()).of(sizes), dropped, windows, item_keys(items), rows)
+    chosen_cost = cost or CostModel()
+    digest = plan_digest(source, mixture, config, chosen_cost)
+    laid = Laid(choices, sources, windows, (), census.dropped, census.listed, 1)
+    plan = Plan(source, mixture, config, chosen_cost, laid, digest)
+    counts = tuple(in_order(lambda number: _counted(plan, number), range(len(windows)), threads))
+    packs, items = sum(c.packs for c in counts), sum(c.items for c in counts)
+    per_step = config.packs or max(1, round((config.samples or 1) * packs / items / config.divisible_by)) * config.divisible_by
+    return Plan(source, mixture, config, chosen_cost, replace(laid, counts=counts, packs_per_step=per_step), digest)
 
 
-def _dropped(items: pa.Table, sizes: ItemSizes, row: int) -> Dropped:
-    uid, task, n, repeat = (items[name][row].as_py() for name in ("uid", "task", "n", "repeat"))
-    return Dropped(uid, task, n, repeat, int(sizes.tokens[row]), int(sizes.patches[row]))
+def plan_digest(source: IndexSource, mixture: Mixture, config: PlanConfig, cost: CostModel | None) -> str:
+    """Identity of a plan; with a `cost` of None, of everything but the costs."""
+    return digest_of(PLAN_VERSION, source.digest, mixture.to_json(), asdict(config), None if cost is None else asdict(cost))
+
+
+def _packed(plan: Plan, number: int) -> tuple[Drawn, np.ndarray, Packed]:
+    config, laid = plan.config, plan.laid
+    choices = {(c.task, c.source): c for c in laid.choices}
+    places = {name: place for place, name in enumerate(laid.sources)}
+    drawn = draw(plan.source, laid.windows[number], config.bounds, plan.mixture.where, choices, places, config.seed)
+    return drawn, plan.cost.of(drawn.sizes), pack(drawn, config.bounds, (config.seed, config.epoch))
+
+
+def _counted(plan: Plan, number: int) -> Counts:
+    drawn, costs, packed = _packed(plan, number)
+    return counts_of(drawn, packed, costs, plan.config.bounds, len(plan.laid.sources))
+
+
+def _packs(number: int, drawn: Drawn, costs: np.ndarray, packed: Packed) -> tuple[Pack, ...]:
+    columns = [
+        np.diff(packed.start).tolist(),
+        packed.sums(drawn.sizes.tokens).tolist(),
+        packed.sums(drawn.sizes.patches).tolist(),
+        packed.sums(drawn.sizes.labelled).tolist(),
+        packed.sums(costs).tolist(),
+    ]
+    return tuple(Pack(number, place, *row) for place, row in enumerate(zip(*columns, strict=True)))

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import pyarrow.compute as pc
 
 from shards.errors import ConfigError, FoveaError, ProfileError
 from shards.profile import Profile, load_profile
+from training.census import in_order
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from shards.reader import Dataset
+    from training.candidates import Bounds
+    from training.index_source import IndexSource
+    from training.plan import Plan
     from training.stages import TrainingConfig
 
 
-def refuse_unfit(config: TrainingConfig, stages: Sequence[int], dataset: Dataset, tokenizer_digest: str) -> None:
-    """Plans the first pass of each of `stages` over the dataset's index, without a model and without reading a sample.
+def refuse_unfit(config: TrainingConfig, stages: Sequence[int], dataset: Dataset, tokenizer: Any, tokenizer_digest: str) -> dict[int, Plan]:
+    """The plan of the first pass of each of `stages` over the dataset's index, made without a model and without reading a sample.
 
     Raises ProfileError (a profile that the dataset does not carry, or carries otherwise; items that are not measured), ConfigError (shares
     that cannot hold, a `where` that cannot run, items too long for the budgets, another patch size than the model's), each with its stage.
     """
-    from training.cost import item_sizes
-    from training.feed import TRAIN_SPLIT, mixture_of, plan_config
+    from training.feed import TRAIN_SPLIT
+    from training.index_source import DatasetIndex
     from training.plan import make_plan
+    from training.stage_plan import THREADS, mixture_of, plan_config, stage_cost
 
-    index = dataset.index(split=TRAIN_SPLIT)
-    held_out = dataset.index(split=config.held_out) if has_items(dataset, config.held_out) else None
-    if held_out is not None:
-        held_out = held_out.filter(pc.field("task") != "")  # a sample without items has a row too, and no measure
+    plans = {}
     for number in stages:
         stage = config.stages[number]
         try:
@@ -39,12 +39,22 @@ def refuse_unfit(config: TrainingConfig, stages: Sequence[int], dataset: Dataset
             _refuse_other_profile(profile, dataset.manifest.profiles)
             if config.model.preset == "tiny":
                 refuse_other_patch(config.model.tiny.patch, profile)
-            mixture = mixture_of(stage.mixture, index, logging.DEBUG)  # said when the stage begins
-            make_plan(index, mixture, plan_config(stage, config.seed), index_digest=dataset.manifest.version)
-            if held_out is not None:
-                item_sizes(held_out, profile.name, stage.compress)
+            asked, cost = plan_config(stage, config.seed), stage_cost(config, number, len(tokenizer))
+            source = DatasetIndex(dataset, TRAIN_SPLIT)
+            plans[number] = make_plan(source, mixture_of(stage.mixture), asked, cost=cost, threads=THREADS)
+            if has_items(dataset, config.held_out):
+                _refuse_unmeasured(DatasetIndex(dataset, config.held_out), asked.bounds)
         except FoveaError as error:
             raise type(error)(f"stage {number}: {error}") from error
+    return plans
+
+
+def _refuse_unmeasured(source: IndexSource, bounds: Bounds) -> None:
+    from training.candidates import candidates
+    from training.stage_plan import THREADS
+
+    for _ in in_order(partial(candidates, source, bounds=bounds, where=None), source.shards, THREADS):
+        pass
 
 
 def has_items(dataset: Dataset, split: str) -> bool:

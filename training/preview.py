@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import ConfigError
@@ -27,27 +27,28 @@ def preview(
 ) -> list[StagePreview]:
     """Plans every stage (or those named). Raises what `training.launch.train` would before its first step."""
     from shards.reader import Dataset
-    from shards.tokenizer import tokenizer_digest
-    from training.feed import TRAIN_SPLIT, mixture_of, plan_config
+    from shards.tokenizer import load_tokenizer, tokenizer_digest
+    from training.feed import tell
     from training.launch import chosen_stages
     from training.plan import make_plan
     from training.preflight import refuse_unfit
+    from training.stage_plan import THREADS, later_pass
 
     settings = config if isinstance(config, TrainingConfig) else load_training_config(config)
     where, words = dataset or settings.dataset, tokenizer or settings.tokenizer
     if where is None or words is None:
         raise ConfigError(f"{settings.name}: a plan needs a dataset and the tokenizer it was measured with; name them on the command line")
     opened, chosen = Dataset.open(where), chosen_stages(settings, stages)
-    refuse_unfit(settings, chosen, opened, tokenizer_digest(words))
-    index = opened.index(split=TRAIN_SPLIT)
+    plans = refuse_unfit(settings, chosen, opened, load_tokenizer(Path(words)), tokenizer_digest(words))
     found = []
-    for number in chosen:
+    for number, plan in plans.items():
         stage = settings.stages[number]
-        mixture, base = mixture_of(stage.mixture, index), plan_config(stage, settings.seed)
-        first = make_plan(index, mixture, base, index_digest=opened.manifest.version).report()
+        tell(plan, aloud=True)
+        first = plan.report()
         steps = stage.steps
         if steps is None:
-            later = [replace(base, epoch=epoch) for epoch in range(1, stage.epochs)]
-            steps = first.steps + sum(make_plan(index, mixture, c, index_digest=opened.manifest.version).steps_total for c in later)
-        found.append(StagePreview(number, steps, first.items / first.steps, first))
+            later = [later_pass(plan, epoch) for epoch in range(1, stage.epochs)]
+            others = (make_plan(plan.source, plan.mixture, c, cost=plan.cost, threads=THREADS).steps_total for c in later)
+            steps = first.steps + sum(others)
+        found.append(StagePreview(number, steps, first.samples_per_step, first))
     return found

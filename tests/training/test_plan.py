@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 
 from shards.errors import ConfigError
 from tests.training.fixtures import PROFILE, Fact, index_of
+from tests.training.plan_helpers import CONFIG, names_of, plan_of, uids
 from training.cost import CostModel, cost_model, item_sizes
 from training.mixture import Mixture
 from training.packing import deal
-from training.plan import Cursor, Plan, PlanConfig, PlannedStep, make_plan
-
-CONFIG = PlanConfig(profile=PROFILE, compress=True, packs_per_step=4, seq_tokens=200, pack_patches=600, window_shards=2)
+from training.plan import Cursor, PlanConfig, make_plan
 
 facts_of = st.lists(
     st.tuples(st.integers(1, 220), st.integers(0, 6), st.sampled_from([2, 4, 8, 10]), st.sampled_from([0.25, 1.0]), st.integers(0, 6)),
@@ -30,23 +29,14 @@ facts_of = st.lists(
 ).map(lambda rows: [Fact(f"i{i}", text=x, t=t, side=s, kept=k, shard=f"{d}.tar") for i, (x, t, s, k, d) in enumerate(rows)])
 
 
-def plan_of(facts: list[Fact], config: PlanConfig = CONFIG, mixture: Mixture | None = None) -> Plan:
-    return make_plan(index_of(facts), mixture or Mixture(), config, index_digest="v1")
-
-
 def many(count: int = 300) -> list[Fact]:
     return [Fact(f"i{i}", text=10 + i * 37 % 90, t=i % 4, side=4, shard=f"{i % 9}.tar") for i in range(count)]
-
-
-def uids(plan: Plan, steps: list[PlannedStep]) -> list[list[list[str]]]:
-    column = plan.items["uid"].to_pylist()
-    return [[[column[row] for row in pack.rows] for pack in step.packs] for step in steps]
 
 
 @given(facts=facts_of, per_step=st.integers(1, 5), window=st.integers(1, 4), compress=st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_every_item_exactly_once_and_within_bounds(facts: list[Fact], per_step: int, window: int, compress: bool) -> None:
-    config = replace(CONFIG, packs_per_step=per_step, window_shards=window, compress=compress)
+    config = replace(CONFIG, packs=per_step, window_shards=window, compress=compress)
     index = index_of(facts)
     sizes = item_sizes(index, PROFILE, compress)
     long = (sizes.tokens > config.seq_tokens) | (sizes.patches > config.pack_patches)
@@ -57,19 +47,23 @@ def test_every_item_exactly_once_and_within_bounds(facts: list[Fact], per_step: 
     plan = make_plan(index, Mixture(), config, index_digest="v1")
     steps = list(plan.steps())
     packs = [pack for step in steps for pack in step.packs]
-    trained = Counter(row for pack in packs for row in pack.rows)
+    uid = index["uid"].to_pylist()
+    trained = Counter(name[0] for pack in packs for name in names_of(plan, pack))
     assert set(trained.values()) == {1}
-    assert set(trained) == set(np.flatnonzero(~long).tolist())
-    assert {(d.uid, d.tokens, d.patches) for d in plan.dropped} == {
+    assert set(trained) == {uid[i] for i in np.flatnonzero(~long)}
+    assert plan.laid.dropped == long.sum()
+    assert {(d.uid, d.tokens, d.patches) for d in plan.laid.listed} == {
         (index["uid"][int(i)].as_py(), sizes.tokens[i], sizes.patches[i]) for i in np.flatnonzero(long)
     }
     for pack in packs:
-        rows = list(pack.rows)
-        assert pack.tokens == sizes.tokens[rows].sum() <= config.seq_tokens
+        rows = [uid.index(name[0]) for name in names_of(plan, pack)]
+        assert pack.items == len(rows)
+        assert pack.tokens == sizes.tokens[rows].sum() == plan.sizes_of(pack).tokens.sum() <= config.seq_tokens
         assert pack.patches == sizes.patches[rows].sum() <= config.pack_patches
+        assert pack.cost == pytest.approx(plan.cost.of(plan.sizes_of(pack)).sum())
     assert [step.number for step in steps] == list(range(plan.steps_total))
     assert all(len(step.packs) == per_step for step in steps)
-    empty = [not pack.rows for pack in packs]
+    empty = [not pack.items for pack in packs]
     assert sum(empty) < per_step
     assert empty == sorted(empty)
     report = plan.report()
@@ -90,7 +84,7 @@ def test_the_order_of_index_rows_does_not_matter(facts: list[Fact], seed: int, o
 @settings(max_examples=30, deadline=None)
 def test_any_cursor_continues_the_same_sequence(facts: list[Fact], per_step: int) -> None:
     facts = [replace(fact, text=min(fact.text, 100), t=0) for fact in facts]
-    config = replace(CONFIG, packs_per_step=per_step, window_shards=1)
+    config = replace(CONFIG, packs=per_step, window_shards=1)
     whole = list(plan_of(facts, config).steps())
     for done, step in enumerate(whole, start=1):
         fresh = plan_of(facts, config)
@@ -105,9 +99,8 @@ def test_windows_share_no_shards_and_packs_stay_within_their_window() -> None:
     plan = plan_of(many())
     assert sorted(name for window in plan.windows for name in window) == sorted({f"{i}.tar" for i in range(9)})
     assert [len(window) for window in plan.windows] == [2, 2, 2, 2, 1]
-    shard = plan.items["shard"].to_pylist()
     for number, names in enumerate(plan.windows):
-        assert {shard[row] for pack in plan.window(number).packs for row in pack.rows} <= set(names)
+        assert {shard for pack in plan.window(number).packs for shard in plan.items_of(pack)["shard"].to_pylist()} <= set(names)
 
 
 def test_a_window_can_be_planned_alone() -> None:
@@ -129,24 +122,27 @@ def test_epochs_and_seeds_give_other_orders_of_the_same_items(window: int) -> No
 def test_the_digest_changes_with_everything_that_changes_the_order() -> None:
     facts = many(40)
     index = index_of(facts)
-    variants = [replace(CONFIG, **{name: value}) for name, value in _OTHER_VALUES.items()]
+    variants = [replace(CONFIG, **{"packs": None} if name == "samples" else {}, **{name: value}) for name, value in _OTHER_VALUES.items()]
     digests = [make_plan(index, Mixture(), config, index_digest="v1").digest for config in [CONFIG, *variants]]
     digests.append(make_plan(index, Mixture(), CONFIG, index_digest="v2").digest)
     digests += [make_plan(index, m, CONFIG, index_digest="v1").digest for m in (Mixture(where="true"), Mixture(tasks={"text": 1}))]
     assert len(set(digests)) == len(digests)
     assert set(_OTHER_VALUES) == set(PlanConfig.__slots__) - {"profile"}
-    assert make_plan(index, Mixture(), CONFIG, index_digest="v1", cost=CostModel(patch=1.0)).digest == digests[0]
+    assert make_plan(index, Mixture(), CONFIG, index_digest="v1", cost=CostModel(patch=1.0)).digest not in digests
+    assert make_plan(index, Mixture(), CONFIG, index_digest="v1", threads=3).digest == digests[0]
 
 
 _OTHER_VALUES = {
     "compress": False,
-    "packs_per_step": 5,
+    "packs": 5,
+    "samples": 7,
+    "divisible_by": 2,
     "seq_tokens": 190,
     "pack_patches": 500,
     "seed": 43,
     "epoch": 1,
     "window_shards": 3,
-    "drop_long": False,
+    "too_long": "refuse",
 }
 
 
@@ -162,7 +158,7 @@ def test_a_cursor_of_another_plan_is_refused() -> None:
 
 def test_long_items_can_be_refused_instead() -> None:
     with pytest.raises(ConfigError, match=r"1 items are too long .* 999 tokens"):
-        plan_of([Fact("a", text=999), Fact("b")], replace(CONFIG, drop_long=False))
+        plan_of([Fact("a", text=999), Fact("b")], replace(CONFIG, too_long="refuse"))
 
 
 def test_a_dataset_without_items_is_refused() -> None:
@@ -186,17 +182,20 @@ def test_packing_leaves_the_order_random() -> None:
     rng = np.random.default_rng(1)
     facts = [Fact(f"i{i}", text=int(x), shard=f"{i // 500}.tar") for i, x in enumerate(rng.integers(20, 900, 2_000))]
     plan = plan_of(facts, replace(CONFIG, seq_tokens=2048, window_shards=4))
-    rows = np.array([row for step in plan.steps() for pack in step.packs for row in pack.rows])
+    uid = plan.source.read("0.tar", ["uid"])["uid"].to_pylist()
+    packs = [pack for step in plan.steps() for pack in step.packs]
+    tokens = np.concatenate([plan.sizes_of(pack).tokens for pack in packs])
+    rows = np.array([row + 500 * int(shard[0]) for pack in packs for shard, row in plan.reads_of(pack)])
+    assert len(uid) == 500
     when = np.linspace(0, 1, len(rows))
-    assert abs(np.corrcoef(when, plan.sizes.tokens[rows])[0, 1]) < 0.08
+    assert abs(np.corrcoef(when, tokens)[0, 1]) < 0.08
     assert abs(np.corrcoef(when, rows)[0, 1]) < 0.08
 
 
 def test_repeats_of_an_item_are_spread_over_the_epoch() -> None:
     facts = [Fact("rare", task="vqa"), *(Fact(f"t{i}", shard=f"{i % 3}.tar") for i in range(199))]
-    plan = plan_of(facts, replace(CONFIG, window_shards=9, packs_per_step=1), Mixture(tasks={"vqa": 1, "text": 1}))
-    tasks = plan.items["task"].to_pylist()
-    rare = [sum(tasks[row] == "vqa" for row in step.packs[0].rows) for step in plan.steps()]
+    plan = plan_of(facts, replace(CONFIG, window_shards=9, packs=1), Mixture(tasks={"vqa": 1, "text": 1}))
+    rare = [sum(name[1] == "vqa" for name in names_of(plan, step.packs[0])) for step in plan.steps()]
     assert sum(rare) == 100
     assert sum(n > 0 for n in rare) == len(rare)
 
@@ -217,7 +216,7 @@ def test_dealing_gives_each_rank_as_many_packs(costs: list[float], ranks: int) -
 
 
 def test_the_sequence_is_the_same_for_any_number_of_ranks() -> None:
-    plan = plan_of(many(), replace(CONFIG, packs_per_step=12))
+    plan = plan_of(many(), replace(CONFIG, packs=12))
     for step in plan.steps():
         costs = [pack.cost for pack in step.packs]
         dealt = [sorted(p for hand in deal(costs, ranks) for p in hand) for ranks in (1, 2, 3, 4, 6, 12)]
@@ -225,7 +224,7 @@ def test_the_sequence_is_the_same_for_any_number_of_ranks() -> None:
 
 
 def test_dealing_by_cost_beats_dealing_in_order() -> None:
-    plan = plan_of(many(), replace(CONFIG, packs_per_step=8, compress=False))
+    plan = plan_of(many(), replace(CONFIG, packs=8, compress=False))
     dealt = in_order = 0.0
     for step in plan.steps():
         costs = [pack.cost for pack in step.packs]

@@ -1,0 +1,119 @@
+"""The items of one shard that a stage may train on: what its index rows say of them, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from shards.errors import ConfigError, ProfileError
+from training.cost import ItemSizes, item_sizes
+from training.index_source import IndexSource
+from training.order import item_keys
+
+_COUNTS = ("text_tokens", "labelled_tokens", "patches", "visual_tokens", "kept_tokens")
+_GRID = ("t", "h", "w")
+_HEAVY = ("json", "media")  # of the sample's bytes in the tar: a predicate over them is not worth reading them a second time
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What an item may be: counts under a measure profile, compressed or not, and the most that a pack can hold."""
+
+    profile: str
+    compress: bool
+    seq_tokens: int
+    pack_patches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """An item that no pack can hold."""
+
+    uid: str
+    task: str
+    n: int
+    tokens: int
+    patches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """n items of a shard that fit into a pack, in the order of its index.
+
+    row    int64 n: their rows in the shard's index.          key   uint64 n: of (uid, task, n).
+    cell   int64 n: which of `cells`, (task, source) pairs.   sizes  their ItemSizes.
+    found  items that the predicate lets through, fitting or not.   dropped  those that do not fit.
+    """
+
+    row: np.ndarray
+    key: np.ndarray
+    cell: np.ndarray
+    cells: tuple[tuple[str, str], ...]
+    sizes: ItemSizes
+    found: int
+    dropped: tuple[Dropped, ...]
+
+
+def candidates(source: IndexSource, shard: str, bounds: Bounds, where: str | None) -> Candidates:
+    """Reads a shard's index. Raises ProfileError where items are not measured, ConfigError for a `where` that DuckDB refuses."""
+    profile = bounds.profile
+    if profile not in source.columns:
+        raise ProfileError(
+            f"the dataset has no counts under profile {profile!r}; add `- measure: {{profile: {profile}}}` to its recipe and run it again"
+        )
+    leaves = [*(f"{profile}.{name}" for name in _COUNTS), *(f"{profile}.media.list.element.{name}" for name in _GRID)]
+    columns = ["uid", "task", "n", "source", *leaves]
+    if where is not None:
+        columns = [name for name in source.columns if name not in _HEAVY]
+    table = source.read(shard, columns)
+    allowed = np.asarray(table["task"].to_numpy(zero_copy_only=False) != "")
+    if where is not None:
+        allowed &= where_mask(table, where)
+    rows = np.flatnonzero(allowed)
+    items = table.take(pa.array(rows)) if len(rows) < table.num_rows else table
+    sizes = item_sizes(items, profile, bounds.compress)
+    long = (sizes.tokens > bounds.seq_tokens) | (sizes.patches > bounds.pack_patches)
+    keys = item_keys(items)
+    cells, cell = _cells(items)
+    dropped = tuple(_dropped(items, sizes, at) for at in np.flatnonzero(long).tolist())
+    if dropped:
+        fits = np.flatnonzero(~long)
+        rows, keys, cell, sizes = rows[fits], keys[fits], cell[fits], sizes.take(fits)
+    return Candidates(rows, keys, cell, cells, sizes, len(long), dropped)
+
+
+def where_mask(table: pa.Table, where: str) -> np.ndarray:
+    """bool of the rows the predicate is true for. The database sees this table only: no files, no network, no settings."""
+    connection = duckdb.connect(":memory:", config={"enable_external_access": "false", "threads": "1"})
+    try:
+        connection.execute("SET lock_configuration = true")
+        connection.register("items", table.append_column("_row", pa.array(np.arange(table.num_rows))))
+        statements = connection.extract_statements(f"SELECT _row FROM items WHERE ({where}\n)")  # noqa: S608 - it is the user's own SQL
+        if len(statements) != 1:
+            raise ConfigError(f"mixture.where: {where!r} is {len(statements)} statements; it is one predicate over the index's columns")
+        rows = connection.execute(statements[0]).fetchnumpy()["_row"]
+    except duckdb.Error as error:
+        columns = ", ".join(table.column_names)
+        raise ConfigError(f"mixture.where: {where!r}: {error}\nA predicate may ask for the columns {columns}") from error
+    finally:
+        connection.close()
+    mask = np.zeros(table.num_rows, dtype=bool)
+    mask[np.asarray(rows, dtype=np.int64)] = True
+    return mask
+
+
+def _cells(items: pa.Table) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:
+    task, source = (items[name].combine_chunks().dictionary_encode() for name in ("task", "source"))
+    task, source = (c.combine_chunks() if isinstance(c, pa.ChunkedArray) else c for c in (task, source))
+    tasks, sources = task.dictionary.to_pylist(), source.dictionary.to_pylist()
+    pairs = task.indices.to_numpy().astype(np.int64) * max(len(sources), 1) + source.indices.to_numpy()
+    there, cell = np.unique(pairs, return_inverse=True)
+    return tuple((tasks[p // len(sources)], sources[p % len(sources)]) for p in there.tolist()), cell.astype(np.int64)
+
+
+def _dropped(items: pa.Table, sizes: ItemSizes, row: int) -> Dropped:
+    uid, task, n = (items[name][row].as_py() for name in ("uid", "task", "n"))
+    return Dropped(uid, task, n, int(sizes.tokens[row]), int(sizes.patches[row]))

@@ -1,0 +1,75 @@
+"""The plan of a stage from its config: what it is fed, how large its steps are, and what packs are weighed by. Made once and kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.cost import CostModel, stage_flops
+from training.mixture import Mixture
+from training.plan import Plan, PlanConfig, make_plan
+from training.plan_file import load_plan, plan_bytes
+from training.shapes import shape_of
+
+if TYPE_CHECKING:
+    from training.index_source import IndexSource
+    from training.stages import MixtureConfig, StageConfig, TrainingConfig
+
+log = logging.getLogger("fovea")
+
+THREADS = min(8, os.cpu_count() or 1)  # that read indexes and pack windows; they let go of the interpreter lock
+
+
+def plan_config(stage: StageConfig, seed: int) -> PlanConfig:
+    return PlanConfig(
+        profile=stage.profile,
+        compress=stage.compress,
+        packs=stage.step.packs,
+        samples=stage.step.samples,
+        divisible_by=stage.step.divisible_by,
+        seq_tokens=stage.seq_tokens,
+        pack_patches=stage.pack_patches,
+        seed=seed,
+        window_shards=stage.window_shards,
+        too_long=stage.too_long,
+    )
+
+
+def mixture_of(config: MixtureConfig) -> Mixture:
+    return Mixture(config.tasks, config.sources, config.where, config.by, config.missing)
+
+
+def stage_cost(config: TrainingConfig, number: int, tokens: int) -> CostModel:
+    """What the packs of a stage are weighed by: measured seconds where `costs` names them, else operations from the model's shape.
+
+    `tokens`: size of the tokenizer, the vocabulary of a tiny model.
+    """
+    if config.costs is not None:
+        return CostModel.load(config.costs, number)
+    return stage_flops(shape_of(config.model, tokens), config.stages[number], config.model.gradient_checkpointing).hardware
+
+
+def plan_path(folder: Path, number: int, epoch: int) -> Path:
+    return folder / f"stage{number}-pass{epoch}.json"
+
+
+def kept_plan(path: Path | None, source: IndexSource, mixture: Mixture, config: PlanConfig, cost: CostModel) -> Plan:
+    """The plan at `path`, with the costs it was made with; made and written there if there is none of this dataset, mixture and config."""
+    found = None if path is None else load_plan(path, source, mixture, config)
+    if found is not None:
+        return found
+    plan = make_plan(source, mixture, config, cost=cost, threads=THREADS)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        scratch.write_text(plan_bytes(plan), "utf-8")
+        scratch.replace(path)
+    return plan
+
+
+def later_pass(first: Plan, epoch: int) -> PlanConfig:
+    """The config of a later pass: a step of it has as many packs as one of the first, whose size the learning rate belongs to."""
+    return replace(first.config, packs=first.packs_per_step, samples=None, divisible_by=1, epoch=epoch)
