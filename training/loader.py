@@ -21,12 +21,13 @@ from shards.profile import Profile
 from shards.reader import Dataset, RawSample
 from shards.tokens import kept_by_frame
 from training.collate import IGNORED, ItemName, LoadedItem, LoadedMedium, PackBatch, Skipped, collate
+from training.cost import ItemSizes
 from training.packing import deal
 from training.plan import Cursor, Pack, Plan, PlannedStep
 
 log = logging.getLogger("fovea")
 
-Report = Callable[[str, str, int, str, int], None]  # uid, task, n, reason, step of the epoch
+Report = Callable[[str, str, int, str, str, str, int], None]  # uid, task, n, source, kind, reason, step of the epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Loader:
     skipped: Report | None = None
 
     def __post_init__(self) -> None:
-        deal([0.0] * self.plan.config.packs_per_step, self.world)
+        deal([0.0] * self.plan.packs_per_step, self.world)
         held = self.dataset.manifest.profiles.get(self.profile.name, {}).get("digest")
         if self.profile.name != self.plan.config.profile or held != self.profile.digest:
             raise ProfileError(
@@ -114,23 +115,23 @@ class Loader:
     def _hand_over(self, step: PlannedStep, packs: list[tuple[PackBatch, int]], wait: float) -> LoadedStep:
         for batch, _ in packs:
             for lost in batch.skipped:
-                log.warning("step %d: %s/%s/%d left its pack: %s", step.number, lost.name.uid, lost.name.task, lost.name.n, lost.reason)
+                name = lost.name
+                log.warning("step %d: %s/%s/%d left its pack: %s: %s", step.number, name.uid, name.task, name.n, lost.kind, lost.reason)
                 if self.skipped is not None:
-                    self.skipped(lost.name.uid, lost.name.task, lost.name.n, lost.reason, step.number)
+                    self.skipped(name.uid, name.task, name.n, name.source, lost.kind, lost.reason, step.number)
         batches = [batch for batch, _ in packs]
         return LoadedStep(step.window, step.step, step.number, batches, step.after, wait, sum(size for _, size in packs))
 
     def _load(self, pack: Pack) -> tuple[PackBatch, int]:
         """(batch of a pack, bytes read for it)."""
-        if not pack.rows:
+        if not pack.items:
             return collate([], self.profile.patch), 0
-        columns = ["uid", "task", "n", "repeat", "shard", self.profile.name]
-        rows = self.plan.items.select(columns).take(list(pack.rows)).to_pylist()
+        rows, sizes = self.plan.items_of(pack).to_pylist(), self.plan.sizes_of(pack)
         raws = self._read(list(dict.fromkeys(row["uid"] for row in rows)))
         items: list[LoadedItem] = []
         lost: list[Skipped] = []
-        for number, row in zip(pack.rows, rows, strict=True):
-            name, raw = ItemName(row["uid"], row["task"], row["n"], row["repeat"]), raws[row["uid"]]
+        for number, row in enumerate(rows):
+            name, raw = ItemName(row["uid"], row["task"], row["n"], row["repeat"], row["source"]), raws[row["uid"]]
             if isinstance(raw, ShardError):
                 self._refuse_lost_shard(row["shard"], raw)
                 lost.append(Skipped(name, str(raw)))
@@ -138,9 +139,9 @@ class Loader:
             try:
                 item = self._item(name, raw, row[self.profile.name])
             except SampleError as error:
-                lost.append(Skipped(name, f"{error.kind}: {error}"))
+                lost.append(Skipped(name, str(error), error.kind))
                 continue
-            self._must_be_as_planned(item, number)
+            _must_be_as_planned(item, sizes, number, self.profile.name)
             items.append(item)
         size = sum(len(raw.json) + sum(map(len, raw.media)) for raw in raws.values() if isinstance(raw, RawSample))
         return collate(items, self.profile.patch, lost), size
@@ -158,7 +159,7 @@ class Loader:
         """A damaged member is one item's affair; a tar that is gone or cut is not: mended, the run goes on where it stopped."""
         for shard in self.dataset.manifest.shards:
             store = self.dataset.store
-            if shard.name == name and not (store.exists(shard.path) and store.size(shard.path) == shard.bytes):
+            if shard.path == name and not (store.exists(shard.path) and store.size(shard.path) == shard.bytes):
                 raise ShardError(f"{store.url(shard.path)} is gone or cut; restore the tar, then resume ({found})") from found
 
     def _item(self, name: ItemName, raw: RawSample, measured: Mapping[str, Any]) -> LoadedItem:
@@ -174,15 +175,15 @@ class Loader:
         encoded = encode_item(item, self.tokenizer, tokens)
         return LoadedItem(name, encoded.input_ids, encoded.labels, tuple(media))
 
-    def _must_be_as_planned(self, item: LoadedItem, row: int) -> None:
-        sizes = self.plan.sizes
-        found = (len(item.input_ids), int((item.labels != IGNORED).sum()), sum(len(m.pixels) for m in item.media))
-        planned = (int(sizes.tokens[row]), int(sizes.labelled[row]), int(sizes.patches[row]))
-        if found != planned:
-            raise ProfileError(
-                f"{item.name.uid}/{item.name.task}/{item.name.n} has {found} tokens, labelled tokens and patches, planned were {planned}: "
-                f"the dataset was measured under another profile {self.profile.name!r}, tokenizer or version; measure it again"
-            )
+
+def _must_be_as_planned(item: LoadedItem, sizes: ItemSizes, row: int, profile: str) -> None:
+    found = (len(item.input_ids), int((item.labels != IGNORED).sum()), sum(len(m.pixels) for m in item.media))
+    planned = (int(sizes.tokens[row]), int(sizes.labelled[row]), int(sizes.patches[row]))
+    if found != planned:
+        raise ProfileError(
+            f"{item.name.uid}/{item.name.task}/{item.name.n} has {found} tokens, labelled tokens and patches, planned were {planned}: "
+            f"the dataset was measured under another profile {profile!r}, tokenizer or version; measure it again"
+        )
 
 
 def _find(items: list[Item], name: ItemName) -> Item:
