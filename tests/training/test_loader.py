@@ -24,13 +24,14 @@ from shards.tokenizer import tokenizer_digest, train_tokenizer
 from tests.training import small_dataset
 from tests.training.fixtures import Made, real_samples, write_dataset
 from training.collate import ItemName, PackBatch
+from training.index_source import DatasetIndex
 from training.loader import Loader
 from training.mixture import Mixture
 from training.model import build_tiny
 from training.plan import Plan, PlanConfig, make_plan
 from training.stages import TinyShape
 
-CONFIG = PlanConfig(profile="tiny", compress=True, packs_per_step=4, seq_tokens=256, pack_patches=1024, window_shards=1)
+CONFIG = PlanConfig(profile="tiny", compress=True, packs=4, seq_tokens=256, pack_patches=1024, window_shards=1)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Corpus:
 
     def loader(self, config: PlanConfig = CONFIG, mixture: Mixture | None = None, **settings: Any) -> Loader:
         dataset = Dataset.open(str(self.path))
-        plan = make_plan(dataset.index(split="train"), mixture or Mixture(), config, index_digest=dataset.manifest.version)
+        plan = make_plan(DatasetIndex(dataset, "train"), mixture or Mixture(), config)
         return Loader(dataset, plan, self.tokenizer, self.profile, **({"workers": 0} | settings))
 
 
@@ -60,8 +61,12 @@ def same(one: PackBatch, other: PackBatch) -> bool:
     return one.items == other.items and set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def items(plan: Plan) -> list[dict[str, Any]]:
+    return [row for step in plan.steps() for pack in step.packs for row in plan.items_of(pack).to_pylist()]
+
+
 def planned(plan: Plan) -> Counter[ItemName]:
-    return Counter(ItemName(*row.values()) for row in plan.items.select(["uid", "task", "n", "repeat"]).to_pylist())
+    return Counter(ItemName(row["uid"], row["task"], row["n"], row["repeat"], row["source"]) for row in items(plan))
 
 
 def test_every_item_arrives_once_in_its_pack_at_its_size(small: Corpus) -> None:
@@ -112,7 +117,7 @@ def test_pixels_are_those_of_the_one_preprocessing(small: Corpus) -> None:
     key = "picture-00"
     loader = small.loader(mixture=Mixture(where=f"key = '{key}' and task = 'vqa'"))
     batch = batches(loader)[0][0]
-    medium = loader.plan.items["tiny"][0].as_py()["media"][0]
+    medium = items(loader.plan)[0]["tiny"]["media"][0]
     rgb = decode_image(small_dataset.picture("red", "circle", 0), Limits())
     assert batch.pixel_values is not None
     assert batch.image_grid_thw is not None
@@ -145,7 +150,7 @@ def test_compression_is_the_stored_mask_or_none(tmp_path: Path, compress: bool) 
     corpus = made(tmp_path, clips_and_pictures())
     loader = corpus.loader(replace(CONFIG, compress=compress), Mixture(where="task = 'video'"))
     found = [batch for step in batches(loader) for batch in step if batch.items]
-    measured = loader.plan.items["tiny"].to_pylist()
+    measured = [row["tiny"] for row in items(loader.plan)]
     visual, kept = (sum(m[name] for m in measured) for name in ("visual_tokens", "kept_tokens"))
     assert 0 < kept < visual
     expected = kept if compress else visual
@@ -167,7 +172,7 @@ def test_loaded_packs_do_not_leak(tmp_path: Path) -> None:
         with torch.no_grad():
             return model(**batch.model_inputs() | other, use_cache=False).logits[0]
 
-    alone = replace(CONFIG, packs_per_step=1)
+    alone = replace(CONFIG, packs=1)
     [step] = corpus.loader(replace(alone, seq_tokens=4096, pack_patches=100_000, window_shards=9)).steps()
     [pack] = step.batches
     together, item = logits(pack), (pack.position_ids[0] == 0).cumsum(0) - 1
@@ -209,18 +214,18 @@ def test_a_damaged_member_leaves_its_packs_and_nothing_else(small: Corpus, tmp_p
     with tar.open("r+b") as file:
         file.seek(row["media"][0]["offset"] + 40)
         file.write(b"\0\0\0\0\0\0")
-    told: list[tuple[str, str, int, str, int]] = []
+    told: list[tuple[str, str, int, str, str, str, int]] = []
     damaged = list(corpus.loader(workers=workers, skipped=lambda *lost: told.append(lost)).steps())
     whole = list(small.loader().steps())
     assert [(uid, task, n) for uid, task, n, *_ in sorted(told)] == [(row["uid"], t, 0) for t in ("document", "short_caption", "vqa")]
-    assert all("checksum" in reason for *_, reason, _ in told)
+    assert all((source, kind) == ("made", "damaged") and "checksum" in reason for *_, source, kind, reason, _ in told)
     assert len(damaged) == len(whole)
     for step, good in zip(damaged, whole, strict=True):
         for batch, before in zip(step.batches, good.batches, strict=True):
             assert batch.items == tuple(name for name in before.items if name.uid != row["uid"])
             lost = [name for name in before.items if name.uid == row["uid"]]
             assert [s.name for s in batch.skipped] == lost
-            assert all((name.uid, name.task, name.n) in {t[:3] for t in told if t[4] == step.number} for name in lost)
+            assert all((name.uid, name.task, name.n) in {t[:3] for t in told if t[-1] == step.number} for name in lost)
             assert lost or same(batch, before)
 
 
@@ -254,12 +259,12 @@ def test_a_picture_that_no_longer_decodes_leaves_its_pack(tmp_path: Path) -> Non
     pictures = [one for one in clips_and_pictures() if one.task == "vqa"]
     whole = pictures[2].media[0][2]
     corpus = made(tmp_path, pictures, p2=whole[: len(whole) // 2])
-    told: list[tuple[str, str, int, str, int]] = []
+    told: list[tuple[str, str, int, str, str, str, int]] = []
     loader = corpus.loader(skipped=lambda *lost: told.append(lost))
     arrived = {name.uid for step in batches(loader) for batch in step for name in batch.items}
     assert arrived == {p.uid for p in pictures} - {pictures[2].uid}
     assert [(uid, task, n) for uid, task, n, *_ in told] == [(pictures[2].uid, "vqa", 0)]
-    assert told[0][3].startswith("decode: ")
+    assert told[0][3:5] == ("real", "decode")
 
 
 def test_real_photographs_clips_and_texts(data_dir: Path, qwen_tokenizer_dir: Path, tmp_path: Path) -> None:
@@ -267,7 +272,7 @@ def test_real_photographs_clips_and_texts(data_dir: Path, qwen_tokenizer_dir: Pa
     profile = load_profile("tiny", tokenizer_digest(qwen_tokenizer_dir))
     tokenizer = load_tokenizer(qwen_tokenizer_dir)
     path = write_dataset(tmp_path, samples, profile, tokenizer)
-    loader = Corpus(path, tokenizer, profile).loader(replace(CONFIG, seq_tokens=1024, packs_per_step=2, pack_patches=2048), workers=2)
+    loader = Corpus(path, tokenizer, profile).loader(replace(CONFIG, seq_tokens=1024, packs=2, pack_patches=2048), workers=2)
     found = [batch for step in batches(loader) for batch in step]
     arrived = Counter(name.uid for batch in found for name in batch.items)
     assert arrived == Counter(sample.uid for sample in samples)
