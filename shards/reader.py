@@ -18,12 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from shards.cache import ShardCache
 from shards.errors import ShardError
 from shards.index import INDEX_FORMAT
 from shards.items import item_from_json
 from shards.manifest import MANIFEST, Manifest, ShardInfo, load_manifest
 from shards.members import MEMBER_COLUMNS, Ints, Members, UidTable, joined, members_of, uid_bytes
-from shards.ranges import Ranges
+from shards.ranges import Ranges, Read, Traffic
 from shards.store import Store, open_store
 from shards.twin import decode_index
 
@@ -43,9 +44,9 @@ class RawSample:
 class Dataset:
     """One version of a dataset, read-only. Safe for threads, for fork, and to pickle (the version stays the same)."""
 
-    def __init__(self, store: Store, manifest: Manifest) -> None:
-        self.store, self.manifest = store, manifest
-        self._ranges = Ranges(store)
+    def __init__(self, store: Store, manifest: Manifest, cache: ShardCache | None = None) -> None:
+        self.store, self.manifest, self.cache = store, manifest, cache
+        self.ranges = Ranges(store)
         self._lock = threading.Lock()
         self._all: Members | None = None
         self._uids: UidTable | None = None
@@ -53,7 +54,16 @@ class Dataset:
         self._first: Ints = np.zeros(1, np.int64)  # first sample of each shard, once `_all` is there
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Dataset, (self.store, self.manifest)
+        return Dataset, (self.store, self.manifest, self.cache)
+
+    def cached(self, cache: ShardCache | None) -> Dataset:
+        """The same version, its traffic counted from 0; the indexes of a remote store are kept in `cache` if one is given."""
+        return Dataset(self.store, self.manifest, cache)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was read from the store through this object, in bytes."""
+        return self.ranges.traffic
 
     @staticmethod
     def open(path_or_url: str | os.PathLike[str]) -> Dataset:
@@ -110,7 +120,7 @@ class Dataset:
             members = members_of(self._index(shard, MEMBER_COLUMNS), shard.index)
             cuts = _cuts(members)
             batches = [np.arange(a, b) for a, b in itertools.pairwise(cuts)]
-            if self._ranges.local:
+            if self.ranges.local:
                 for batch in batches:
                     yield from self._load(members, batch, [number] * len(batch), check)
             else:
@@ -150,18 +160,27 @@ class Dataset:
         return value
 
     def _index(self, shard: ShardInfo, columns: Sequence[str] | None) -> pa.Table:
-        return decode_index(read_index(self.store, shard), shard.index, columns)
+        def read() -> bytes:
+            data = read_index(self.store, shard)
+            self.traffic.add("indexes", len(data))
+            return data
+
+        data = read() if self.cache is None or self.ranges.local else self.cache.index(shard, read)
+        return decode_index(data, shard.index, columns)
+
+    def members(self, number: int) -> Members:
+        """Where the samples of a shard (its place in the manifest) lie. Raises ShardError if its index is not what the manifest says."""
+        shard = self.manifest.shards[number]
+        part = members_of(self._index(shard, MEMBER_COLUMNS), shard.index)
+        if part.rows != shard.rows or len(part) != shard.samples:
+            raise ShardError(f"{shard.index}: {part.rows} rows of {len(part)} samples; the manifest says {shard.rows}, {shard.samples}")
+        return part
 
     def _catalogue(self) -> tuple[Members, UidTable]:
         with self._lock:
             if self._all is None or self._uids is None:
                 with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
-                    parts = list(pool.map(lambda s: members_of(self._index(s, MEMBER_COLUMNS), s.index), self.manifest.shards))
-                for part, shard in zip(parts, self.manifest.shards, strict=True):
-                    if part.rows != shard.rows or len(part) != shard.samples:
-                        raise ShardError(
-                            f"{shard.index}: {part.rows} rows of {len(part)} samples; the manifest says {shard.rows}, {shard.samples}"
-                        )
+                    parts = list(pool.map(self.members, range(len(self.manifest.shards))))
                 self._first = np.cumsum([0, *(len(part) for part in parts)])
                 self._all = joined(parts)
                 self._uids = UidTable(self._all.uid)
@@ -185,23 +204,28 @@ class Dataset:
                     coming.append(pool.submit(self._load, members, later, [number] * len(later), check))
                 yield from ready
 
-    def _load(self, members: Members, samples: Ints, numbers: list[int], check: bool) -> list[RawSample]:
+    def load(self, members: Members, sample: int, number: int, read: Read) -> RawSample:
+        """A sample of shard `number` by `read`, which reads its tar; every member checked. Raises ShardError for cut or damaged bytes."""
+        return self._load(members, np.array([sample]), [number], True, [read])[0]
+
+    def _load(
+        self, members: Members, samples: Ints, numbers: list[int], check: bool, fetched: Sequence[Read] | None = None
+    ) -> list[RawSample]:
         """`numbers`: the shard of each sample."""
         counts, flat = members.of(samples)
         at, length, xxh3 = members.at[flat].tolist(), members.length[flat].tolist(), members.xxh3[flat].tolist()
         digest = xxhash.xxh3_64_intdigest
         paths = {number: self.manifest.shards[number].path for number in set(numbers)}
-        fetched = None
-        if not self._ranges.local:
+        if fetched is None and not self.ranges.local:
             spans = zip(members.offset[samples].tolist(), members.bytes[samples].tolist(), strict=True)
-            fetched = self._ranges.fetch([(paths[number], *span) for number, span in zip(numbers, spans, strict=True)])
+            fetched = self.ranges.fetch([(paths[number], *span) for number, span in zip(numbers, spans, strict=True)])
         out: list[RawSample] = []
         now, i = -1, 0
         for place, (uid, number, count) in enumerate(zip(members.uids(samples), numbers, counts, strict=True)):
             if fetched is not None:
                 read = fetched[place]
             elif number != now:
-                read, now = self._ranges.reader(paths[number]), number
+                read, now = self.ranges.reader(paths[number]), number
             media = []
             for j in range(i, i + count):
                 data = read(length[j], at[j])
