@@ -133,6 +133,8 @@ class PlanReport:
     patches: int
     visual: int
     kept: int
+    frame_squares: int
+    token_squares: int
     fill_tokens: float
     fill_patches: float
     fill: float
@@ -295,6 +297,8 @@ class Plan:
             patches=total["patches"],
             visual=total["visual"],
             kept=total["kept"],
+            frame_squares=total["frame_squares"],
+            token_squares=total["token_squares"],
             fill_tokens=total["tokens"] / (total["packs"] * config.seq_tokens),
             fill_patches=total["patches"] / (total["packs"] * config.pack_patches),
             fill=total["fuller"] / total["packs"],

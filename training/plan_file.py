@@ -15,7 +15,7 @@ from training.mixture import Choice, Mixture
 from training.plan import Laid, Plan, PlanConfig, plan_digest
 from training.window import Counts
 
-PLAN_FORMAT = "fovea-plan/1"
+PLAN_FORMAT = "fovea-plan/2"
 
 
 def plan_bytes(plan: Plan) -> str:

@@ -72,7 +72,8 @@ def draw(
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """A window in numbers: sums over its packs. `fuller`: sum over packs of the fuller of the two bounds. `by_source`: tokens."""
+    """A window in numbers: sums over its packs. `fuller`: sum over packs of the fuller of the two bounds. `by_source`: tokens.
+    frame_squares, token_squares: squared patches of frames, squared tokens of items: what attention costs."""
 
     items: int
     packs: int
@@ -81,6 +82,8 @@ class Counts:
     patches: int
     visual: int
     kept: int
+    frame_squares: int
+    token_squares: int
     fuller: float
     cost: float
     by_source: tuple[int, ...]
@@ -99,6 +102,8 @@ def counts_of(drawn: Drawn, packed: Packed, costs: np.ndarray, bounds: Bounds, s
         patches=int(patches.sum()),
         visual=int(s.visual.sum()),
         kept=int(s.kept.sum()),
+        frame_squares=int(s.frame_squares.sum()),
+        token_squares=int((s.tokens**2).sum()),
         fuller=float(fuller.sum()),
         cost=float(costs.sum()),
         by_source=tuple(by_source.tolist()),
