@@ -9,6 +9,7 @@ from training.order import shuffle
 
 _CHUNK = 2_048  # packs that are composed together, at least one step's
 _ROUNDS = 3  # of exchanges
+_POOL = 512  # packs from which the next one of an even order is taken
 COST_WEIGHT = 0.5  # of a step's cost against its sources' tokens: dealing evens out within a step what is left
 
 
@@ -31,10 +32,15 @@ def compose(values: np.ndarray, sizes: list[int]) -> np.ndarray:
     """int64 order of the packs, group after group, such that the sums of `values` (packs, features) in each group are near its size times
     the mean of all.
 
-    Greedy, farthest from the mean first, then exchanges of pairs, over a few thousand packs at a time; deterministic.
+    First an order of which every stretch is near the mean; then, over stretches of a few thousand packs, packs are put into groups greedily,
+    farthest from the mean first, and exchanged in pairs. Deterministic.
     """
+    if not sizes:
+        return np.zeros(0, dtype=np.int64)
     target, order, at = values.mean(axis=0), [], 0
     chunk: list[int] = []
+    first = _even(values - target, _POOL)
+    values = values[first]
     for number, size in enumerate(sizes):
         chunk.append(size)
         if sum(chunk) >= _CHUNK or number + 1 == len(sizes):
@@ -43,7 +49,7 @@ def compose(values: np.ndarray, sizes: list[int]) -> np.ndarray:
             group = _group(values[mine], np.argsort(-off, kind="stable"), np.array(chunk), target, _ROUNDS)
             order.append(mine[np.argsort(_spread(chunk)[group], kind="stable")])
             at, chunk = at + len(mine), []
-    return np.concatenate([np.zeros(0, dtype=np.int64), *order])
+    return first[np.concatenate(order)]
 
 
 def _spread(sizes: list[int]) -> np.ndarray:
@@ -52,6 +58,35 @@ def _spread(sizes: list[int]) -> np.ndarray:
     like = np.flatnonzero(np.array(sizes) == max(sizes))
     place[like] = like[np.argsort(shuffle(like.astype(np.uint64), "steps"), kind="stable")]
     return place
+
+
+@numba.njit(cache=True, nogil=True)
+def _even(off, pool):  # type: ignore[no-untyped-def]
+    """int64 order in which the running sum of `off` (packs, features; mean 0) stays small: the next is the best of the first `pool` left."""
+    n, width = off.shape
+    order = np.empty(n, np.int64)
+    waiting = np.empty(pool, np.int64)
+    so_far = np.zeros(width)
+    held, coming = 0, 0
+    for q in range(n):
+        while held < pool and coming < n:
+            waiting[held] = coming
+            held, coming = held + 1, coming + 1
+        best, best_value = 0, np.inf
+        for c in range(held):
+            value = 0.0
+            for k in range(width):
+                e = so_far[k] + off[waiting[c], k]
+                value += e * e
+            if value < best_value:
+                best, best_value = c, value
+        order[q] = waiting[best]
+        for k in range(width):
+            so_far[k] += off[waiting[best], k]
+        for c in range(best, held - 1):
+            waiting[c] = waiting[c + 1]
+        held -= 1
+    return order
 
 
 @numba.njit(cache=True, nogil=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ from tests.training.fixtures import PROFILE, Fact, index_of
 from tests.training.plan_helpers import CONFIG, names_of, plan_of, uids
 from training.cost import CostModel, cost_model, item_sizes
 from training.mixture import Mixture
-from training.packing import deal
-from training.plan import Cursor, PlanConfig, make_plan
+from training.packing import deal, pack_items
+from training.plan import Cursor, Pack, PlanConfig, make_plan
+from training.steps import capacities, compose
 
 facts_of = st.lists(
     st.tuples(st.integers(1, 220), st.integers(0, 6), st.sampled_from([2, 4, 8, 10]), st.sampled_from([0.25, 1.0]), st.integers(0, 6)),
@@ -265,3 +267,52 @@ def test_frames_attend_alone() -> None:
     assert item_sizes(table, PROFILE, True).frame_squares.tolist() == [3 * 16**2, 0, 64**2]
     sliced = pa.concat_tables([table, table]).slice(2, 2)
     assert item_sizes(sliced, PROFILE, True).frame_squares.tolist() == [64**2, 3 * 16**2]
+
+
+def test_every_step_has_its_part_of_every_source_and_of_the_work() -> None:
+    rng = np.random.default_rng(2)
+    facts = [
+        Fact(f"i{i}", text=int(x), t=int(x) % 3 if i % 5 == 0 else 0, side=8, source=f"s{i % 5 if i % 7 else 0}", shard=f"{i % 3}.tar")
+        for i, x in enumerate(rng.integers(20, 900, 6_000))
+    ]
+    config = replace(CONFIG, packs=32, seq_tokens=2048, pack_patches=2048, window_shards=3, compress=False)
+    plan = plan_of(facts, config)
+
+    def shares(packs: Sequence[Pack]) -> np.ndarray:
+        tokens = np.zeros(5)
+        for pack in packs:
+            sources = [int(name[1]) for name in plan.items_of(pack)["source"].to_pylist()]
+            np.add.at(tokens, sources, plan.sizes_of(pack).tokens)
+        return tokens / tokens.sum()
+
+    steps = list(plan.steps())[:-1]  # the last one may lack packs
+    whole = shares(plan.window(0).packs)
+    assert len(steps) > 30
+    assert max(np.abs(shares(step.packs) - whole).max() for step in steps) < 0.01  # 0.17 in the packs' shuffled order
+    assert plan.report((8, 7)).imbalance == {8: pytest.approx(0, abs=0.02)}
+
+
+@given(packs=st.integers(0, 60), before=st.integers(0, 60), per_step=st.integers(1, 12), seed=st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_composing_keeps_every_pack_and_every_border(packs: int, before: int, per_step: int, seed: int) -> None:
+    sizes = capacities(packs, before, per_step)
+    assert sum(sizes) == packs
+    ends = np.cumsum([before, *sizes])[1:]
+    assert all(end % per_step == 0 for end in ends[:-1])
+    order = compose(np.random.default_rng(seed).random((packs, 3)), sizes)
+    assert sorted(order.tolist()) == list(range(packs))
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 100), st.integers(0, 100)), min_size=1, max_size=200),
+    seed=st.integers(0, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_packing_keeps_every_item_within_bounds(sizes: list[tuple[int, int]], seed: int) -> None:
+    tokens, patches = (np.array(column, dtype=np.int64) for column in zip(*sizes, strict=True))
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    packed = pack_items(tokens, patches, order, 100, 100)
+    assert sorted(packed.items.tolist()) == list(range(len(sizes)))
+    assert packed.sums(tokens).max() <= 100
+    assert packed.sums(patches).max() <= 100
+    assert (np.diff(packed.start) > 0).all()
