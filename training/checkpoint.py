@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import ConfigError, InfrastructureError
+from shards.errors import ConfigError, FoveaError, InfrastructureError
+from training import universal
+from training.agreement import agree, attempt, everywhere, while_first_works
+from training.durable import content_of, publish, replace_text
+from training.engine_state import TAG, load_module, load_own, write_own
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,8 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fovea")
 
-CHECKPOINT_FORMAT = "fovea-checkpoint/1"
-_TAG = "state"
+CHECKPOINT_FORMAT = "fovea-checkpoint/2"
+_UNIVERSAL = "universal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,36 +57,61 @@ def save_state(engine: Any, folder: Path, state: TrainState, keep: int, ranks: R
     """Writes `folder`/step-<n> with the engine's state, the random states and `state`; then points `latest` at it; keeps `keep`.
 
     Every rank must call it. The directory appears under its name when all of it is on disk, and `latest` moves after that. Ranks on several
-    machines need a shared file system.
+    machines need a shared file system. Frozen weights are not written: they are those that the stage starts from; a digest of them is kept.
+    If any rank could not write (a full disk) one of them raises InfrastructureError, the others training.rank_group.EndedElsewhere: the
+    room is given back, the last checkpoint stays.
     """
-    import torch
+    from training.whole import frozen_digest
 
     target = folder / f"step-{state.step:06d}"
     scratch = folder / f".{target.name}.tmp"
-    if ranks.rank == 0:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-    torch.distributed.barrier()
-    engine.save_checkpoint(str(scratch), tag=_TAG, save_latest=False)
-    randoms = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        randoms["cuda"] = torch.cuda.get_rng_state()
-    torch.save(randoms, scratch / f"random-{ranks.rank}.pt")
-    torch.distributed.barrier()
-    if ranks.rank == 0:
-        sizes = {str(p.relative_to(scratch)): p.stat().st_size for p in sorted(scratch.rglob("*")) if p.is_file()}
-        note = {"format": CHECKPOINT_FORMAT, **asdict(state), "files": sizes}
-        (scratch / "state.json").write_text(json.dumps(note, indent=1), "utf-8")
-        _publish(scratch, target)
-        replace_text(folder / "latest", target.name)
-        for old in _saved(folder)[:-keep]:
-            shutil.rmtree(old)
-    torch.distributed.barrier()
+    note = {"format": CHECKPOINT_FORMAT, **asdict(state), "zero": engine.zero_optimization_stage(), "frozen": frozen_digest(engine)}
+    agree(attempt(lambda: _cleared(folder, scratch), folder) if ranks.rank == 0 else None, ranks, lambda told: f"{target}: {told}")
+    files, problem = write_own(engine, scratch, ranks)
+    everyones = [item for own in everywhere(files, ranks) for item in own.items()]
+    problems = [told for told in everywhere(problem, ranks) if told is not None]
+    if ranks.rank == 0 and not problems:
+        problem = attempt(lambda: _finish(scratch, target, {**note, "files": dict(sorted(everyones))}, keep), folder)
+    try:
+        agree(problem, ranks, lambda told: f"checkpoint {target} could not be written: {told}. {_mend_of_disk(folder)}")
+    except FoveaError:
+        if ranks.rank == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
+        raise
     return target
 
 
+def _cleared(folder: Path, scratch: Path) -> None:
+    """What a killed process left half written is of no use, and may be what fills the disk."""
+    for left in folder.glob(".step-*.tmp"):
+        shutil.rmtree(left)
+    scratch.mkdir(parents=True)
+
+
+def _finish(scratch: Path, target: Path, note: Mapping[str, Any], keep: int) -> None:
+    (scratch / "state.json").write_text(json.dumps(note, indent=1), "utf-8")
+    publish(scratch, target)
+    replace_text(target.parent / "latest", target.name)
+    for old in _saved(target.parent)[:-keep]:
+        shutil.rmtree(old)
+
+
+def _mend_of_disk(folder: Path) -> str:
+    found = _saved(folder)
+    if not found:
+        return "Make room and start again: the stage has no checkpoint yet and begins anew"
+    size = sum(path.stat().st_size for path in found[-1].rglob("*") if path.is_file())
+    return (
+        f"One takes about {size / 1e9:,.3f} GB, and for a moment there is one more than `keep_checkpoints`. Make room, or keep fewer, "
+        f"and start again: {found[-1]} is whole, and the stage continues from it"
+    )
+
+
 def latest_state(folder: Path) -> tuple[Path, TrainState] | None:
-    """The checkpoint to continue from: the one `latest` names, else the newest whole one; None for a stage that has none."""
+    """The checkpoint to continue from: the one `latest` names, else the newest whole one; None for a stage that has none.
+
+    Raises InfrastructureError for one that is damaged or cut; the directory that it names can be deleted for the one before it.
+    """
     whole = _saved(folder)
     if not whole:
         return None
@@ -91,85 +119,128 @@ def latest_state(folder: Path) -> tuple[Path, TrainState] | None:
     named = folder / pointer.read_text("utf-8").strip() if pointer.is_file() else whole[-1]
     # A kill between the directory's appearance and the pointer leaves the pointer behind by one; both are whole, either is right.
     chosen = named if named in whole else whole[-1]
-    values = _read_json(chosen / "state.json")
-    if values.pop("format", None) != CHECKPOINT_FORMAT:
-        raise InfrastructureError(f"{chosen}: not a {CHECKPOINT_FORMAT}; written by another version, use that one or delete the directory")
-    _refuse_cut(chosen, values.pop("files", {}))
-    return chosen, TrainState(**values)
-
-
-def _refuse_cut(folder: Path, sizes: Mapping[str, int]) -> None:
-    """A file that is gone or shorter (a full disk, a copy that broke off) is named here; torch would not say which."""
-    for name, size in sizes.items():
-        path = folder / name
+    note = _note(chosen)
+    for name, (size, _) in note["files"].items():
+        path = chosen / name
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             state = "gone" if found is None else f"of {found:,} bytes instead of {size:,}"
-            raise InfrastructureError(f"{path} is {state}; delete {folder} to continue from the checkpoint before it")
+            raise InfrastructureError(f"{path} is {state}; {_back(chosen)}")
+    return chosen, TrainState(**{name: note[name] for name in TrainState.__dataclass_fields__})
+
+
+def _note(path: Path) -> dict[str, Any]:
+    values = _read_json(path / "state.json")
+    if values.get("format") != CHECKPOINT_FORMAT:
+        raise InfrastructureError(f"{path}: not a {CHECKPOINT_FORMAT}; written by another version, use that one or delete the directory")
+    missing = [name for name in (*TrainState.__dataclass_fields__, "zero", "frozen", "files") if name not in values]
+    if missing:
+        raise InfrastructureError(f"{path / 'state.json'}: damaged ({', '.join(missing)} missing); {_back(path)}")
+    return values
+
+
+def _back(path: Path) -> str:
+    return f"delete {path} to continue from the checkpoint before it"
 
 
 def load_state(engine: Any, path: Path, state: TrainState, ranks: Ranks) -> None:
-    """Brings the engine to where the checkpoint at `path` stands. With another number of ranks it must have been built `universal`."""
+    """Brings the engine to where the checkpoint at `path` stands. Every rank must call it.
+
+    With another number of ranks it must have been built `universal`, and make_universal called before. Random states are then new ones,
+    of (seed, step, rank); on the same number of ranks each rank has its own back.
+    Raises ConfigError for another ZeRO stage, InfrastructureError for damage and for other frozen weights than the stage began with.
+    """
     import torch
 
-    if state.world != ranks.world:
-        loaded, _ = engine.load_checkpoint(str(path), tag="universal")
+    from training.whole import frozen_digest
+
+    note = _note(path)
+    zero = engine.zero_optimization_stage()
+    if note["zero"] != zero:
+        raise ConfigError(
+            f"{path} was written under ZeRO-{note['zero']}, and `deepspeed:` now asks for ZeRO-{zero}; keep the stage of ZeRO until this "
+            f"stage of training is done, or delete {path.parent} to start it again"
+        )
+    _refuse_damaged(path, note["files"], ranks)
+    if note["frozen"] != frozen_digest(engine):
+        raise InfrastructureError(
+            f"{path}: the frozen weights of this stage are not those it was started with; the model that `model:` names, or the final "
+            f"weights of the stage before, have changed. Restore them, or delete {path.parent} to start the stage again"
+        )
+    if state.world == ranks.world:
+        found = load_own(engine, path, ranks)
     else:
-        loaded, _ = engine.load_checkpoint(str(path), tag=_TAG)
-        randoms = torch.load(path / f"random-{ranks.rank}.pt", weights_only=True)
-        torch.set_rng_state(randoms["cpu"])
-        if torch.cuda.is_available() and "cuda" in randoms:
-            torch.cuda.set_rng_state(randoms["cuda"])
-    if loaded is None:
-        raise InfrastructureError(f"{path}: the engine's state could not be loaded; delete this directory to continue from the one before")
+        # without ZeRO every rank holds all of the state, so any number of them loads it as it is
+        engine._config.load_universal_checkpoint = zero > 0
+        found = universal.load(engine, path, _UNIVERSAL) if zero > 0 else load_module(engine, path)
+        torch.manual_seed(torch.initial_seed() + 1_000_003 * state.step + ranks.rank)
+    if not found:
+        raise InfrastructureError(f"{path}: the engine's state could not be loaded; {_back(path)}")
+
+
+def _refuse_damaged(path: Path, files: Mapping[str, Sequence[Any]], ranks: Ranks) -> None:
+    """Every file is read once, by one of the ranks."""
+    damaged: list[str] = []
+
+    def read() -> None:
+        for name in sorted(files)[ranks.rank :: ranks.world]:
+            if [*content_of(path / name)] != [*files[name]]:
+                damaged.append(name)
+
+    problem = attempt(read, path)
+    if damaged:
+        problem = f"{damaged[0]} is damaged (its content is not what was written)"
+    agree(problem, ranks, lambda told: f"{path}: {told}; {_back(path)}")
 
 
 def make_universal(path: Path, ranks: Ranks) -> None:
-    """Converts the checkpoint at `path` so that any number of ranks can load it. Every rank must call it; rank 0 works."""
-    import torch
+    """Converts the checkpoint at `path` so that any number of ranks can load it. Every rank must call it; rank 0 works.
 
-    if ranks.rank == 0 and not (path / "universal").is_dir():
-        from argparse import Namespace
+    Raises InfrastructureError if there is no room for it, as save_state does.
+    """
+    problem: list[str | None] = [None]
 
-        from deepspeed.checkpoint import ds_to_universal
+    def work() -> None:
+        if not (path / _UNIVERSAL).is_dir() and _note(path)["zero"] > 0:
+            problem[0] = attempt(lambda: universal.convert(path / TAG, path / _UNIVERSAL), path)
 
-        scratch = path / ".universal.tmp"
-        shutil.rmtree(scratch, ignore_errors=True)
-        ds_to_universal.main(
-            Namespace(
-                input_folder=str(path / _TAG),
-                output_folder=str(scratch),
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=False,
-            )
-        )
-        _publish(scratch, path / "universal")
-    torch.distributed.barrier()
+    while_first_works(work, ranks)
+    agree(
+        problem[0],
+        ranks,
+        lambda told: (
+            f"{path}: could not be converted for another number of ranks: {told}. That takes three times its own room for a while, "
+            f"and twice after it: make room, or continue with the number of ranks that wrote it"
+        ),
+    )
 
 
 def save_final(model: nn.Module, out: Path, stage: int, facts: Mapping[str, Any], ranks: Ranks, beside: Sequence[Path] = ()) -> Path:
     """The plain weights of a finished stage (safetensors, Hugging Face layout) with `facts` in fovea.json; its states are deleted.
 
     Plain, because an optimizer's state does not load into a stage that trains other parts. The files `beside` (the tokenizer) are copied.
+    `model` has whole weights (training.whole). Every rank must call it; raises InfrastructureError if the disk is full, as save_state does.
     """
-    import torch
-
     target = final_dir(out, stage)
-    if ranks.rank == 0:
-        scratch = target.with_name(".final.tmp")
+    scratch = target.with_name(".final.tmp")
+
+    def write() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         model.save_pretrained(scratch, safe_serialization=True)  # type: ignore[operator]
         for path in beside:
             shutil.copyfile(path, scratch / path.name)
         (scratch / "fovea.json").write_text(json.dumps(dict(facts), indent=1), "utf-8")
-        _publish(scratch, target)
+        publish(scratch, target)
+
+    problem = attempt(write, target.parent) if ranks.rank == 0 else None
+    if problem is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+    agree(problem, ranks, lambda told: f"{target} could not be written: {told}. {_mend_of_disk(target.parent)}")
+    if ranks.rank == 0:
         for old in _saved(target.parent):
             shutil.rmtree(old)
         (target.parent / "latest").unlink(missing_ok=True)
-    torch.distributed.barrier()
+    everywhere(None, ranks)  # nobody looks for the stage's states while they are deleted
     return target
 
 
@@ -188,36 +259,8 @@ def finished(out: Path, stage: int, stage_digest: str) -> dict[str, Any] | None:
 
 
 def _saved(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if (p / "state.json").is_file())
-
-
-def _publish(scratch: Path, target: Path) -> None:
-    for path in scratch.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    shutil.rmtree(target, ignore_errors=True)  # only ever the leftover of an equal step
-    scratch.rename(target)
-    _sync_folder(target.parent)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """The file has its old content or the new one, whole and on disk."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """The whole checkpoints of a stage, the newest last."""
+    return sorted((p for p in folder.glob("step-*") if (p / "state.json").is_file()), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -14,11 +14,13 @@ import torch
 from torch import nn
 
 from shards.errors import ConfigError
+from training.agreement import bound_waiting
 from training.checkpoint import TrainState, latest_state, load_state, make_universal, save_state, stage_dir
 from training.engine import Ranks, build_engine, train_step
 from training.metrics import Metrics
 from training.rank_group import Preempted, StopRequest
 from training.stages import StageConfig, TrainingConfig
+from training.whole import make_whole
 
 if TYPE_CHECKING:
     from training.loader import LoadedStep
@@ -56,7 +58,7 @@ def run_stage(
 
     Every `config.checkpoint_steps` steps a checkpoint is written: a process that is killed anywhere and started again sees the same packs.
     Raises ConfigError for a checkpoint of another config or plan, TrainingStopped for a loss that is not finite, Preempted after the
-    checkpoint that answers a `stop` on any rank.
+    checkpoint that answers a `stop` on any rank. At its end `model` has whole plain weights on every rank, whatever the stage of ZeRO.
     """
     stage, folder = config.stages[number], stage_dir(out, number)
     digest = config.stage_digest(number)
@@ -67,6 +69,7 @@ def run_stage(
     resized = found is not None and found[1].world != ranks.world
     torch.manual_seed(config.seed + number)
     engine = build_engine(model, stage, config, ranks, universal=resized)
+    bound_waiting(config.rank_timeout)
     done, first_epoch, cursor = 0, 0, feed.start(0)
     if found is not None:
         path, state = found
@@ -93,7 +96,7 @@ def run_stage(
                 f"stage {number} was asked to end and has a checkpoint of step {done} of {total}; the same command goes on there"
             )
         waited = time.perf_counter()
-    engine.destroy()
+    make_whole(engine)
     return done
 
 

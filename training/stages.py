@@ -207,6 +207,7 @@ class TrainingConfig(BaseModel):
 
     costs  coefficients fitted from measured steps (`fovea costs`), by which packs are weighed; without, predicted operations. They are
            frozen in the plan of a stage when it begins.
+    rank_timeout  seconds after which a rank that does not answer (it hangs, or its machine is away) ends the run.
     """
 
     model_config = _STRICT
@@ -225,6 +226,7 @@ class TrainingConfig(BaseModel):
     skipped: SkipLimit = SkipLimit()
     checkpoint_steps: PositiveInt = 200
     keep_checkpoints: PositiveInt = 2
+    rank_timeout: PositiveFloat = 600.0
     held_out: str = "val"
     held_out_packs: PositiveInt = 64
     wandb: dict[str, str] | None = None

@@ -97,7 +97,10 @@ def test_two_ranks_take_the_steps_of_one_and_continue_each_others_checkpoints(wh
 
 def test_the_newest_whole_checkpoint_is_found_where_the_pointer_is_behind_or_gone(tmp_path: Path) -> None:
     state = {
-        "format": "fovea-checkpoint/1",
+        "format": "fovea-checkpoint/2",
+        "zero": 1,
+        "frozen": "",
+        "files": {},
         "stage": 1,
         "epoch": 0,
         "plan_digest": "p",
