@@ -171,9 +171,8 @@ def billion(source: IndexSource, threads: int) -> dict[str, float]:
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     each = float(np.mean(seconds))
     print(f"a billion: {len(names):,} shards in {len(windows):,} windows, laid out in {laid:.1f} s; the process holds {held:.2f} GB")
-    print(
-        f"           a window is read and packed in {each:.1f} s on one thread: all of them, once, in {each * len(windows) / 3600:.2f} core hours"
-    )
+    hours = each * len(windows) / 3600
+    print(f"           a window is read and packed in {each:.1f} s on one thread: all of them, once, in {hours:.2f} core hours")
     return {"windows": len(windows), "seconds_a_window": each, "gigabytes": held}
 
 
