@@ -8,17 +8,33 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from shards.errors import ConfigError, FoveaError
-from shards.items import TASKS
-from training.model import PackLoss, freeze, labelled_places, parameter_groups
-from training.stages import StageConfig, TrainingConfig, deepspeed_json
+from shards.errors import FoveaError
+from training.attention import chosen_attention, use_attention
+from training.model import freeze, parameter_groups
+from training.pack_loss import PackLoss
+from training.stages import StageConfig, TrainingConfig
+from training.tally import Tally as Tally
+from training.tally import task_numbers as task_numbers
+from training.weights import token_weights
+from training.zero import (
+    GradientNotFinite,
+    adamw,
+    engine_settings,
+    exact_buffers,
+    norm_before_step,
+    put_back,
+    restore_buffers,
+    whole_again,
+    zero_stage,
+)
 
 if TYPE_CHECKING:
     from training.collate import PackBatch
@@ -40,18 +56,34 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One optimizer step over all ranks. Losses are means over labelled tokens, nats; `keep`: kept / all visual tokens (1 without)."""
+    """One optimizer step over all ranks.
+
+    loss             as the stage weighs it. loss_by_task, loss_by_source: plain means over labelled tokens; all in nats.
+    grad_norm        before clipping. rates: of each part that learns, in this step.
+    samples, items   items. patches: through the encoder. visual, kept: their tokens before and after compression; keep: kept/visual.
+    seconds          of the step, without waiting for data. rank_seconds: of them this rank's forward and backward passes, with what it
+                     waits inside them for other ranks (ZeRO-3 gathers weights there).
+    imbalance        the slowest rank's over the mean of rank_seconds. pack_seconds: forward and backward of each of this rank's packs.
+    """
 
     loss: float
     loss_by_task: dict[str, float]
+    loss_by_source: dict[str, float]
     rates: dict[str, float]
     grad_norm: float
     tokens: int
     labelled: int
     samples: int
+    items: int
     packs: int
+    patches: int
+    visual: int
+    kept: int
     keep: float
     seconds: float
+    rank_seconds: float
+    imbalance: float
+    pack_seconds: list[float]
 
 
 def rank_device() -> torch.device:
@@ -89,28 +121,43 @@ def start_ranks() -> Ranks:
 def build_engine(model: nn.Module, stage: StageConfig, config: TrainingConfig, ranks: Ranks, universal: bool = False) -> Any:
     """A DeepSpeedEngine around PackLoss(model): parts frozen as the stage says, a new AdamW, the stage's clipping and precision.
 
-    `universal` prepares it for a checkpoint that another number of ranks has written.
+    `universal` prepares it for a checkpoint that another number of ranks has written. A rank holds the whole model once while it is built,
+    also under ZeRO-3. Call `close_engine` at the end. Raises ConfigError for settings that contradict the stage or cannot run here.
     """
     import deepspeed
 
-    if stage.step.packs is not None and stage.step.packs % ranks.world:
-        raise ConfigError(f"a step of {stage.step.packs} packs cannot be shared by {ranks.world} ranks")
+    device = rank_device()
+    settings = engine_settings(stage, config, device, universal)
     freeze(model, stage.train)
+    use_attention(model, chosen_attention(config.model.attn, device, config.model.precision))
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
     model.train()
     module = PackLoss(model)
     module.universal_checkpoint_info = {"universal_checkpoint_version": 0.2}  # type: ignore[assignment]  # lets other numbers of ranks resume
-    rates: Mapping[str, float] = stage.rates
-    optimizer = torch.optim.AdamW(parameter_groups(model, rates, stage.weight_decay), betas=stage.betas)
-    settings = deepspeed_json(config.deepspeed)
-    settings["gradient_clipping"] = stage.clip
-    if config.model.precision == "bf16":
-        settings["bf16"] = {"enabled": True}
-    if universal:
-        settings["checkpoint"] = {"load_universal": True}
+    optimizer = adamw(parameter_groups(model, stage.rates, stage.weight_decay), stage, settings, device)
+    zero = zero_stage(settings)
+    if zero == 0 and config.model.precision == "fp32":
+        norm_before_step(optimizer, stage.clip)
+    if zero == 3:
+        deepspeed.zero.register_external_parameter(module.labelled_loss, module.labelled_loss.weight)
+    exact = exact_buffers(module)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    restore_buffers(module, exact)
+    engine.ranks, engine.known_sources = ranks, []
     return engine
+
+
+def close_engine(engine: Any) -> None:
+    """Frees what the engine holds; its model is left whole and plain on every rank, as it was before `build_engine`, but trained.
+
+    Every rank must call it.
+    """
+    module = engine.module
+    whole = whole_again(module)
+    engine.destroy()
+    if whole:
+        put_back(module, whole)
 
 
 def rate_factor(step: int, steps: int, warmup_ratio: float, schedule: str) -> float:
@@ -130,101 +177,95 @@ def rate_factor(step: int, steps: int, warmup_ratio: float, schedule: str) -> fl
 def train_step(engine: Any, stage: StageConfig, batches: Sequence[PackBatch], step: int, steps: int) -> StepResult:
     """One optimizer step: this rank's packs forward and backward, then the update. `step` counts from 0.
 
-    The loss is the mean over the labelled tokens of all packs of all ranks, so that neither packing nor dealing weighs an item differently.
-    Raises TrainingStopped before the update if the loss is not finite anywhere, and after it if the gradient was not.
+    The loss is a mean over all packs of all ranks, weighed as stage.loss says: neither packing nor dealing weighs an item differently.
+    Raises TrainingStopped on all ranks, and without an update on any, where a loss or the gradient is not finite.
     """
     started = time.perf_counter()
-    ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    labelled = int(_over_ranks(torch.tensor([sum(b.counts.labelled for b in batches)]), engine.device))
-    tally = Tally()
-    for batch in batches:
-        loss, tokens = engine(batch)
-        # The engine averages gradients over ranks; the step's loss is a sum over them.
-        engine.backward(loss * (ranks.world / max(1, labelled)))
-        tally.add(batch, tokens)
-    totals = tally.over_ranks(engine.device)
+    ranks: Ranks = engine.ranks
+    tally = Tally(engine.known_sources)
+    weights = [None if stage.loss == "token" else token_weights(batch, stage.loss) for batch in batches]
+    scale = _scale(batches, weights, engine.device, ranks)
+    marks = [_mark(engine.device)]
+    for batch, weight in zip(batches, weights, strict=True):
+        loss, tokens = engine(batch, weight)
+        engine.backward(loss * scale)
+        tally.add(batch, tokens, weight)
+        marks.append(_mark(engine.device))
+    pack_seconds = _between(marks)
+    totals = tally.over_ranks(engine.device, sum(pack_seconds))
     _refuse_unless_finite(totals.loss, batches, tally, step, ranks)
     factor = rate_factor(step, steps, stage.warmup_ratio, stage.schedule)
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-    engine.step()
-    norm = float(engine.get_global_grad_norm())
+    norm = _update(engine)
     if not math.isfinite(norm):
-        raise TrainingStopped(f"step {step}: the gradient is not finite ({norm}) over {_names(batches)}; resume from the last checkpoint")
+        raise TrainingStopped(
+            f"step {step}: the gradient is not finite over {_names(batches)}. No update was made: the last checkpoint is good. "
+            "Look at these samples (`fovea explain`), or lower the learning rate"
+        )
     return StepResult(
         loss=totals.loss,
         loss_by_task=totals.by_task,
+        loss_by_source=totals.by_source,
         rates={part: rate * factor for part, rate in stage.rates.items()},
         grad_norm=norm,
         tokens=totals.tokens,
         labelled=totals.labelled,
         samples=totals.samples,
+        items=totals.samples,
         packs=totals.packs,
+        patches=totals.patches,
+        visual=totals.visual,
+        kept=totals.kept,
         keep=totals.keep,
         seconds=time.perf_counter() - started,
+        rank_seconds=totals.rank_seconds[ranks.rank],
+        imbalance=imbalance(totals.rank_seconds),
+        pack_seconds=pack_seconds,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What a Tally comes to, over all ranks."""
-
-    loss: float
-    by_task: dict[str, float]
-    labelled: int
-    tokens: int
-    samples: int
-    packs: int
-    keep: float
+def imbalance(rank_seconds: Sequence[float]) -> float:
+    """The slowest rank's seconds over the mean, at least 1."""
+    total = sum(rank_seconds)
+    return max(rank_seconds) * len(rank_seconds) / total if total > 0 else 1.0
 
 
-class Tally:
-    """Sums of packs: cross entropy and labelled tokens of each task, tokens, items, packs, visual tokens kept and in all."""
+def _scale(batches: Sequence[PackBatch], weights: Sequence[torch.Tensor | None], device: torch.device, ranks: Ranks) -> torch.Tensor:
+    """What a pack's summed loss is multiplied by: float32 scalar on `device`, where it stays, so that the host need not wait for it.
 
-    def __init__(self) -> None:
-        self.loss = torch.zeros(len(TASKS), dtype=torch.float64)
-        self.labelled = torch.zeros(len(TASKS), dtype=torch.float64)
-        self.rest = torch.zeros(5, dtype=torch.float64)
-        self.finite: list[bool] = []
-
-    def add(self, batch: PackBatch, tokens: torch.Tensor) -> None:
-        """`tokens`: cross entropy of each labelled token in the pack's order, float32 [labelled]."""
-        values = tokens.double().cpu()
-        tasks = task_numbers(batch)[labelled_places(batch)]
-        self.loss.index_add_(0, tasks, values)
-        self.labelled.index_add_(0, tasks, torch.ones_like(values))
-        self.rest += torch.tensor([batch.counts.tokens, len(batch.items), 1, batch.counts.kept, batch.counts.visual], dtype=torch.float64)
-        self.finite.append(bool(values.isfinite().all()))
-
-    def over_ranks(self, device: torch.device) -> Totals:
-        """The sums of all ranks: every rank must call it."""
-        loss, labelled, rest = _over_ranks(torch.cat([self.loss, self.labelled, self.rest]), device).split([len(TASKS), len(TASKS), 5])
-        tokens, samples, packs, kept, visual = (int(v) for v in rest.tolist())
-        return Totals(
-            loss=float(loss.sum() / labelled.sum().clamp(min=1)),
-            by_task={task: float(loss[i] / labelled[i]) for i, task in enumerate(TASKS) if labelled[i] > 0},
-            labelled=int(labelled.sum()),
-            tokens=tokens,
-            samples=samples,
-            packs=packs,
-            keep=kept / visual if visual else 1.0,
-        )
+    The engine averages gradients over ranks; the step's loss is a sum over them.
+    """
+    mine = sum(b.counts.labelled if w is None else float(w.double().sum()) for b, w in zip(batches, weights, strict=True))
+    total = torch.tensor(float(mine), dtype=torch.float64).to(device)
+    torch.distributed.all_reduce(total)
+    return torch.where(total > 0, ranks.world / total, 0.0).float()
 
 
-def task_numbers(batch: PackBatch) -> torch.Tensor:
-    """The number (in TASKS) of each token's task, int64 [L]: an item begins where positions restart. A pack without items gives zeros."""
-    if not batch.items:
-        return torch.zeros(batch.input_ids.shape[1], dtype=torch.int64)
-    item = (batch.position_ids[0] == 0).cumsum(0) - 1
-    if int(item[-1]) + 1 != len(batch.items):
-        raise AssertionError(f"a pack of {len(batch.items)} items whose positions restart {int(item[-1]) + 1} times")
-    return torch.tensor([TASKS.index(i.task) for i in batch.items])[item]
+def _update(engine: Any) -> float:
+    """Clips and moves; the norm of the gradient before clipping. Not finite: nothing was moved."""
+    try:
+        engine.step()
+    except GradientNotFinite:
+        return math.nan
+    return float(engine.get_global_grad_norm())
 
 
-def _over_ranks(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    moved = values.to(device)
-    torch.distributed.all_reduce(moved)
-    return moved.cpu()
+def _mark(device: torch.device) -> Any:
+    """A point in time: on a GPU an event in its queue, for the host runs ahead of it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(marks: Sequence[Any]) -> list[float]:
+    """Seconds between neighbouring marks; on a GPU it waits for the last."""
+    if isinstance(marks[-1], float):
+        return [after - before for before, after in pairwise(marks)]
+    marks[-1].synchronize()
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
 
 
 def _refuse_unless_finite(loss: float, batches: Sequence[PackBatch], tally: Tally, step: int, ranks: Ranks) -> None:

@@ -1,0 +1,137 @@
+"""The loss of a pack: the model's parts run once each, whatever the pack holds, and the head on labelled rows only."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from shards.errors import ConfigError
+from training.attention import frame_borders, item_borders
+
+if TYPE_CHECKING:
+    from training.collate import PackBatch
+
+LOSS_ROWS = 1024  # labelled rows whose logits exist at once: at 151,665 tokens of vocabulary 0.6 GB in fp32
+
+
+class PackLoss(nn.Module):
+    """The model with the loss of a pack on top: what the optimizer's engine runs. `rows` bounds how many rows of logits exist at once.
+
+    Encoder, projector, language model and head are each called once for a pack, with pictures, clips, both or none. ZeRO-3 gathers weights
+    where a module is called: ranks whose packs called them a different number of times would wait for each other for ever.
+    """
+
+    def __init__(self, model: nn.Module, rows: int = LOSS_ROWS) -> None:
+        super().__init__()
+        self.model = model
+        self.labelled_loss = LabelledLoss(model, rows)
+
+    def forward(self, batch: PackBatch, weights: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of weight · cross entropy, float32 scalar with gradient; each labelled token's cross entropy, float32 [labelled], detached).
+
+        weights  float32 [labelled], in the order of `labelled_places`; without, each is 1.
+        """
+        hidden = self.hidden(batch)
+        places = labelled_places(batch)
+        targets = batch.labels[0, places].to(hidden.device, non_blocking=True)
+        rows = hidden.index_select(0, (places - 1).to(hidden.device, non_blocking=True))
+        given = None if weights is None else weights.to(hidden.device, non_blocking=True)
+        return self.labelled_loss(rows, targets, given)
+
+    def hidden(self, batch: PackBatch) -> torch.Tensor:
+        """The language model's last hidden state for each token of the pack: [L, hidden size], in the model's precision."""
+        model: Any = self.model
+        first = next(model.parameters())
+        name = model.config.text_config._attn_implementation
+        lengths = item_lengths(batch)
+        # An attention mask of ones or a cache would let the items of a pack see each other.
+        output = model.model(
+            input_ids=batch.input_ids.to(first.device, non_blocking=True),
+            position_ids=batch.position_ids.to(first.device, non_blocking=True),
+            mm_encoder_outputs=self._visual(batch, first.device, first.dtype, name),
+            video_compression_mask=batch.video_compression_mask,
+            use_cache=False,
+            **item_borders(lengths, name, first.device),
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _visual(self, batch: PackBatch, device: torch.device, dtype: torch.dtype, name: str) -> dict[str, Any]:
+        """Features of images and of clips, from one pass of the encoder over both, as VideoLlama3Model takes them."""
+        from transformers.vision_utils import get_vision_position_ids
+
+        model: Any = self.model
+        kinds = (
+            ("image", batch.pixel_values, batch.image_grid_thw, batch.image_merge_sizes),
+            ("video", batch.pixel_values_videos, batch.video_grid_thw, batch.video_merge_sizes),
+        )
+        present = [(k, p, g, m) for k, p, g, m in kinds if p is not None and g is not None and m is not None]
+        if not present:
+            return {}
+        # Grids and merge sizes stay on the host: the model reads them one number at a time.
+        grids, merges = torch.cat([g for _, _, g, _ in present]), torch.cat([m for _, _, _, m in present])
+        pixels = torch.cat([p.to(device, non_blocking=True) for _, p, _, _ in present])
+        features = model.model.get_image_features(
+            pixels.to(dtype),
+            grids,
+            merges,
+            return_dict=True,
+            position_ids=get_vision_position_ids(grids, merges).to(device, non_blocking=True),
+            **frame_borders(grids, name, device),
+        ).pooler_output
+        outputs, start = {}, 0
+        for kind, _, members, _ in present:
+            outputs[kind] = SimpleNamespace(pooler_output=features[start : start + len(members)])
+            start += len(members)
+        return outputs
+
+
+class LabelledLoss(nn.Module):
+    """The head and cross entropy over labelled rows, `rows` of them at once. It borrows the head's weight: the model owns it."""
+
+    def __init__(self, model: nn.Module, rows: int) -> None:
+        super().__init__()
+        self._model: tuple[Any] = (model,)  # in a tuple, so that its parameters are not listed twice
+        self.rows: int = rows
+        head: Any = model.lm_head
+        if type(head) is not nn.Linear or head.bias is not None:
+            raise ConfigError(
+                f"lm_head is a {type(head).__name__}; the loss needs a plain linear layer without bias (adapters leave it out)"
+            )
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[vocabulary, hidden size]. Through the model, for its parameters may be replaced (by an engine, by adapters)."""
+        weight: torch.Tensor = self._model[0].lm_head.weight
+        return weight
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden [labelled, hidden size], targets int64 [labelled] → as PackLoss.forward."""
+        weight = self.weight
+        if len(targets) <= self.rows:
+            tokens = _nll(hidden, targets, weight)
+        else:
+            pieces = zip(hidden.split(self.rows), targets.split(self.rows), strict=True)
+            tokens = torch.cat([checkpoint(_nll, h, t, weight, use_reentrant=False) for h, t in pieces])
+        loss = tokens.sum() if weights is None else tokens @ weights
+        return loss, tokens.detach()
+
+
+def labelled_places(batch: PackBatch) -> torch.Tensor:
+    """Places in the pack of the tokens that PackLoss scores, in its order: int64 [labelled]."""
+    return (batch.labels[0, 1:] != -100).nonzero()[:, 0] + 1
+
+
+def item_lengths(batch: PackBatch) -> list[int]:
+    """Tokens of each item of the pack, in order; [1] for a pack without items. Positions restart where an item begins."""
+    starts = (batch.position_ids[0] == 0).nonzero()[:, 0].tolist()
+    return [after - start for start, after in zip(starts, [*starts[1:], batch.position_ids.shape[1]], strict=True)]
+
+
+def _nll(hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(functional.linear(hidden, weight).float(), targets, reduction="none")

@@ -1,0 +1,107 @@
+"""What DeepSpeed's ZeRO stages need from us: settings that fit, an optimizer where the states lie, and mends of stages 0 and 3."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from shards.errors import ConfigError
+from training.stages import StageConfig, TrainingConfig, deepspeed_json
+
+
+class GradientNotFinite(Exception):
+    """Raised in ZeRO-0's step before it moves anything."""
+
+
+def engine_settings(stage: StageConfig, config: TrainingConfig, device: torch.device, universal: bool) -> dict[str, Any]:
+    """The settings of config.deepspeed with what the stage says; pinned memory only where there is a GPU to copy to."""
+    settings = deepspeed_json(config.deepspeed)
+    for ours in ("gradient_clipping", "optimizer", "scheduler", "gradient_accumulation_steps", "train_batch_size"):
+        if ours in settings:
+            raise ConfigError(f"deepspeed {config.deepspeed}: `{ours}` is the stage's to say (clip, train, schedule, step); take it out")
+    settings["managed_gradient_accumulation"] = False  # a step is as many packs as the plan says
+    zero = settings.setdefault("zero_optimization", {})
+    bf16 = config.model.precision == "bf16"
+    if bf16:
+        settings["bf16"] = {**settings.get("bf16", {}), "enabled": True}
+    if zero_stage(settings) == 0:
+        # In bf16 DeepSpeed divides gradients by fp16's dynamic loss scale, which it never multiplied them by: 65,536 times too small, they
+        # drown in Adam's epsilon. In fp32 it clips without telling the norm, so `norm_before_step` clips.
+        settings["fp16"] = {"enabled": False, "loss_scale": 1.0}
+    settings["gradient_clipping"] = stage.clip if bf16 or zero_stage(settings) else 0.0
+    for part in ("offload_optimizer", "offload_param"):
+        if part in zero and device.type == "cpu":
+            zero[part] = {**zero[part], "pin_memory": False}
+    if "offload_optimizer" in zero:
+        settings["zero_force_ds_cpu_optimizer"] = False
+    if universal:
+        settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
+    return settings
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """0, 1, 2 or 3."""
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
+def adamw(groups: list[dict[str, Any]], stage: StageConfig, settings: dict[str, Any], device: torch.device) -> torch.optim.Optimizer:
+    """AdamW; DeepSpeed's for the CPU where a GPU's states are kept there (it is compiled at first use), PyTorch's everywhere else."""
+    if "offload_optimizer" in settings["zero_optimization"] and device.type == "cuda":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, betas=stage.betas, adamw_mode=True)
+    return torch.optim.AdamW(groups, betas=stage.betas)
+
+
+def norm_before_step(optimizer: torch.optim.Optimizer, clip: float) -> None:
+    """Makes every step of `optimizer` (ZeRO-0 in fp32) clip its gradients to norm `clip` (0: not at all), after they were averaged.
+
+    Their norm before is left where DeepSpeed looks for it. Raises GradientNotFinite before anything moves, on all ranks alike.
+    """
+
+    def before(stepping: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in stepping.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+        stepping._global_grad_norm = norm  # type: ignore[attr-defined]
+        if not math.isfinite(float(norm)):
+            raise GradientNotFinite(str(float(norm)))
+
+    optimizer.register_step_pre_hook(before)
+
+
+def exact_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Float32 buffers by name, to be given to `restore_buffers` after DeepSpeed has cast the module.
+
+    Rotary frequencies rounded to bf16 turn position 1,000 by more than a radian.
+    """
+    return {name: buffer.detach().clone() for name, buffer in module.named_buffers() if buffer.dtype == torch.float32}
+
+
+def restore_buffers(module: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    for name, exact in buffers.items():
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        owner._buffers[leaf] = exact.to(owner._buffers[leaf].device)  # type: ignore[union-attr]
+
+
+def whole_again(module: nn.Module) -> dict[int, nn.Parameter]:
+    """Every parameter that ZeRO-3 has cut over the ranks, put together, by the id of the cut one. Every rank must call it."""
+    import deepspeed
+
+    whole = {}
+    for parameter in module.parameters():
+        if hasattr(parameter, "ds_id"):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                whole[id(parameter)] = nn.Parameter(parameter.data.detach().clone(), requires_grad=parameter.requires_grad)
+    return whole
+
+
+def put_back(module: nn.Module, whole: dict[int, nn.Parameter]) -> None:
+    """Gives `module` those parameters in place of the cut ones, tied ones still tied."""
+    for part in module.modules():
+        part._parameters = {
+            name: whole.get(id(parameter), parameter) if parameter is not None else None for name, parameter in part._parameters.items()
+        }
