@@ -1,29 +1,40 @@
-"""From a plan to tensors: reads each pack's samples at their offsets, decodes them as they were measured, and keeps a few steps ahead."""
+"""From a plan to tensors: reads each pack's samples at their places, decodes them as they were measured, and keeps a few steps ahead."""
 
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
+from shards.cache import ShardCache
 from shards.chat import MediumTokens, encode_item
 from shards.errors import ProfileError, SampleError, ShardError
 from shards.items import Item
 from shards.measure import load_medium
 from shards.media import Limits
+from shards.places import Fetched, Place, PlacesReader
 from shards.profile import Profile
 from shards.reader import Dataset, RawSample
 from shards.tokens import kept_by_frame
 from training.collate import IGNORED, ItemName, LoadedItem, LoadedMedium, PackBatch, Skipped, collate
 from training.cost import ItemSizes
+from training.node import Node, whole_shards
 from training.packing import deal
 from training.plan import Cursor, Pack, Plan, PlannedStep
+from training.skips import SkipCount
+
+if TYPE_CHECKING:
+    from training.stages import SkipLimit
 
 log = logging.getLogger("fovea")
 
@@ -34,8 +45,12 @@ Report = Callable[[str, str, int, str, str, str, int], None]  # uid, task, n, so
 class LoadedStep:
     """This rank's packs of a step, dearest first.
 
-    number  of the step in the epoch, from 0.   cursor_after  where to go on once it is done.
-    wait    seconds the step was waited for.    bytes_read    of the samples, from the shards, on this rank.
+    number      of the step in the epoch, from 0.   cursor_after  where to go on once it is done.
+    wait        seconds the step was waited for.
+    bytes_read  that this rank took from the store since the step before: parts of tars, whole tars for the cache, indexes.
+    bytes_used  of the members that the step's items are made of, without the tar's headers; once for each pack.
+    predicted   cost of this rank's packs, in the unit of the plan's costs.
+    skipped     items of this rank's packs that could not be read.
     """
 
     window: int
@@ -45,6 +60,31 @@ class LoadedStep:
     cursor_after: Cursor
     wait: float
     bytes_read: int
+    bytes_used: int = 0
+    predicted: float = 0.0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A pack whose samples are on their way. items: Plan.items_of.   places  of the items' samples."""
+
+    pack: Pack
+    items: pa.Table
+    places: tuple[Place, ...]
+    fetched: Fetched
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """lost: with the shard (place in the manifest) of each."""
+
+    batch: PackBatch
+    used: int
+    lost: tuple[tuple[Skipped, int], ...] = ()
+
+
+_Coming = tuple[PlannedStep, list[Pack], list[Callable[[], _Loaded]]]  # step, this rank's packs of it, what waits for each
 
 
 @dataclass(frozen=True)
@@ -55,8 +95,11 @@ class Loader:
     tokenizer      of shards.chat.load_tokenizer, the profile's.
     profile        the plan's measure profile; the dataset's of that name must be the same.
     workers        threads that prepare packs; 0 prepares them when they are asked for.
-    ahead          steps prepared in advance.
+    ahead          steps prepared in advance. Reads of so many steps are sorted and joined.
     skipped        is told of every item that left its pack, when its step is handed out.
+    cache, node    for a remote store: tars of which the node's ranks read at least half within a window are kept there whole, fetched
+                   meanwhile by whichever rank comes first; without a cache all is read by ranges. None as the node: this rank alone.
+    limit          of unreadable items, for this rank and since its loader began.
 
     Decoders and the tokenizer let go of the interpreter lock, so that threads are enough.
     """
@@ -71,6 +114,9 @@ class Loader:
     ahead: int = 2
     limits: Limits = field(default_factory=Limits)
     skipped: Report | None = None
+    cache: ShardCache | None = None
+    node: Node | None = None
+    limit: SkipLimit | None = None
 
     def __post_init__(self) -> None:
         deal([0.0] * self.plan.packs_per_step, self.world)
@@ -86,84 +132,121 @@ class Loader:
         """The steps from `cursor` (default: the start of the epoch) to its end.
 
         An item whose bytes are damaged, or that no longer decodes, leaves its pack, which gets shorter; the plan stays as it is.
-        Raises ProfileError for an item whose tokens are not those that were planned, ConfigError for a cursor of another plan, and
-        ShardError for a tar that is gone or cut or an index that is not its own.
+        Raises ProfileError for an item whose tokens are not those that were planned, ConfigError for a cursor of another plan, ShardError
+        for a tar that is gone or cut or an index that is not its own, and TooManySkipped.
         """
-        planned = self.plan.steps(cursor)
-        if self.workers == 0:
-            for step in planned:
-                started = time.perf_counter()
-                packs = [self._load(pack) for pack in self._mine(step)]
-                yield self._hand_over(step, packs, time.perf_counter() - started)
-            return
         with ExitStack() as stack:
-            pool = ThreadPoolExecutor(self.workers, thread_name_prefix="fovea-loader")
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-            coming: deque[tuple[PlannedStep, list[Future[tuple[PackBatch, int]]]]] = deque()
-            for upcoming in chain(planned, [None] * self.ahead):
-                if upcoming is not None:
-                    coming.append((upcoming, [pool.submit(self._load, pack) for pack in self._mine(upcoming)]))
-                if coming and (upcoming is None or len(coming) > self.ahead):
-                    step, futures = coming.popleft()
-                    started = time.perf_counter()
-                    packs = [future.result() for future in futures]
-                    yield self._hand_over(step, packs, time.perf_counter() - started)
+            reader = PlacesReader(self.dataset.cached(self.cache), 2 * self.plan.config.window_shards)
+            stack.callback(reader.close)
+            count, read = SkipCount(self.limit), 0
+            coming = self._in_turn(cursor, reader) if self.workers == 0 else self._in_advance(cursor, reader, stack)
+            started = time.perf_counter()
+            for step, mine, packs in coming:
+                loaded = [pack() for pack in packs]
+                now = reader.dataset.traffic.total
+                yield self._hand_over(step, mine, loaded, time.perf_counter() - started, now - read, count)
+                read, started = now, time.perf_counter()
 
-    def _mine(self, step: PlannedStep) -> list[Pack]:
-        return [step.packs[p] for p in deal([pack.cost for pack in step.packs], self.world)[self.rank]]
+    def _in_turn(self, cursor: Cursor | None, reader: PlacesReader) -> Iterator[_Coming]:
+        for group in self._groups(cursor, reader, wait=True):
+            for step, work in group:
+                yield step, [one.pack for one in work], [partial(self._load, one) for one in work]
 
-    def _hand_over(self, step: PlannedStep, packs: list[tuple[PackBatch, int]], wait: float) -> LoadedStep:
-        for batch, _ in packs:
-            for lost in batch.skipped:
-                name = lost.name
-                log.warning("step %d: %s/%s/%d left its pack: %s: %s", step.number, name.uid, name.task, name.n, lost.kind, lost.reason)
-                if self.skipped is not None:
-                    self.skipped(name.uid, name.task, name.n, name.source, lost.kind, lost.reason, step.number)
-        batches = [batch for batch, _ in packs]
-        return LoadedStep(step.window, step.step, step.number, batches, step.after, wait, sum(size for _, size in packs))
+    def _in_advance(self, cursor: Cursor | None, reader: PlacesReader, stack: ExitStack) -> Iterator[_Coming]:
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="fovea-loader")
+        coming: queue.SimpleQueue[_Coming | BaseException | None] = queue.SimpleQueue()
+        room, ended = threading.Semaphore(max(1, self.ahead)), threading.Event()
 
-    def _load(self, pack: Pack) -> tuple[PackBatch, int]:
-        """(batch of a pack, bytes read for it)."""
-        if not pack.items:
-            return collate([], self.profile.patch), 0
-        rows, sizes = self.plan.items_of(pack).to_pylist(), self.plan.sizes_of(pack)
-        raws = self._read(list(dict.fromkeys(row["uid"] for row in rows)))
-        items: list[LoadedItem] = []
-        lost: list[Skipped] = []
-        for number, row in enumerate(rows):
-            name, raw = ItemName(row["uid"], row["task"], row["n"], row["repeat"], row["source"]), raws[row["uid"]]
-            if isinstance(raw, ShardError):
-                self._refuse_lost_shard(row["shard"], raw)
-                lost.append(Skipped(name, str(raw)))
-                continue
+        def produce() -> None:
             try:
-                item = self._item(name, raw, row[self.profile.name])
-            except SampleError as error:
-                lost.append(Skipped(name, str(error), error.kind))
+                for group in self._groups(cursor, reader, wait=False):
+                    for step, work in group:
+                        room.acquire()
+                        if ended.is_set():
+                            return
+                        coming.put((step, [one.pack for one in work], [pool.submit(self._load, one).result for one in work]))
+                coming.put(None)
+            except BaseException as error:  # it is raised where the steps are waited for
+                coming.put(error)
+
+        def end() -> None:
+            ended.set()
+            room.release()
+            producer.join()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+        producer = threading.Thread(target=produce, name="fovea-loader-reads", daemon=True)
+        producer.start()
+        stack.callback(end)
+        while (found := coming.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            room.release()
+            yield found
+
+    def _groups(self, cursor: Cursor | None, reader: PlacesReader, wait: bool) -> Iterator[list[tuple[PlannedStep, list[_Work]]]]:
+        """`ahead` steps at a time, their samples on their way, sorted and joined."""
+        planned, whole = self.plan.steps(cursor), dict[int, list[int]]()
+        while group := list(islice(planned, max(1, self.ahead))):
+            near = range(group[0].window, min(group[-1].window + 2, len(self.plan.windows)))
+            if reader.caches and set(near) != set(whole):
+                node = self.node or Node((self.rank,))
+                whole = {w: whole[w] if w in whole else whole_shards(self.plan, w, node, self.world, reader) for w in near}
+                reader.want_whole([shard for shards in whole.values() for shard in shards], wait)
+            mine = [[step.packs[p] for p in deal([pack.cost for pack in step.packs], self.world)[self.rank]] for step in group]
+            tables = [[self.plan.items_of(pack) for pack in packs] for packs in mine]
+            places = [[_places(reader, table) for table in row] for row in tables]
+            fetched = reader.fetch([place for row in places for found in row for place in found])
+            yield [
+                (step, [_Work(*one, fetched) for one in zip(packs, items, at, strict=True)])
+                for step, packs, items, at in zip(group, mine, tables, places, strict=True)
+            ]
+
+    def _hand_over(self, step: PlannedStep, mine: list[Pack], packs: list[_Loaded], wait: float, read: int, count: SkipCount) -> LoadedStep:
+        lost = [(skipped, self.dataset.manifest.shards[shard].path) for pack in packs for skipped, shard in pack.lost]
+        for one, _ in lost:
+            name = one.name
+            log.warning("step %d: %s/%s/%d left its pack: %s: %s", step.number, name.uid, name.task, name.n, one.kind, one.reason)
+            if self.skipped is not None:
+                self.skipped(name.uid, name.task, name.n, name.source, one.kind, one.reason, step.number)
+        count.note(sum(pack.items for pack in mine), lost)
+        batches, used, cost = [pack.batch for pack in packs], sum(pack.used for pack in packs), sum(pack.cost for pack in mine)
+        return LoadedStep(step.window, step.step, step.number, batches, step.after, wait, read, used, cost, len(lost))
+
+    def _load(self, work: _Work) -> _Loaded:
+        sizes = self.plan.sizes_of(work.pack)
+        raws = {place: self._read(work.fetched, place) for place in dict.fromkeys(work.places)}
+        items: list[LoadedItem] = []
+        lost: list[tuple[Skipped, int]] = []
+        used: dict[tuple[Place, int], int] = {}
+        for number, (row, place) in enumerate(zip(work.items.to_pylist(), work.places, strict=True)):
+            name, raw = ItemName(row["uid"], row["task"], row["n"], row["repeat"], row["source"]), raws[place]
+            if isinstance(raw, ShardError):
+                lost.append((Skipped(name, str(raw)), place.shard))
                 continue
-            _must_be_as_planned(item, sizes, number, self.profile.name)
-            items.append(item)
-        size = sum(len(raw.json) + sum(map(len, raw.media)) for raw in raws.values() if isinstance(raw, RawSample))
-        return collate(items, self.profile.patch, lost), size
+            item = _find(self.dataset.record(raw)["items"], name)
+            used[place, -1] = len(raw.json)
+            used |= {(place, part.media): len(raw.media[part.media]) for m in item.messages for part in m.content if part.type != "text"}
+            try:
+                loaded = self._item(name, item, raw, row[self.profile.name])
+            except SampleError as error:
+                lost.append((Skipped(name, str(error), error.kind), place.shard))
+                continue
+            _must_be_as_planned(loaded, sizes, number, self.profile.name)
+            items.append(loaded)
+        return _Loaded(collate(items, self.profile.patch, [one for one, _ in lost]), sum(used.values()), tuple(lost))
 
-    def _read(self, uids: list[str]) -> dict[str, RawSample | ShardError]:
-        try:
-            return {raw.uid: raw for raw in self.dataset.read(uids)}
-        except ShardError as error:
-            if len(uids) == 1:
-                return {uids[0]: error}
-        # One damaged member must not cost the others of its pack.
-        return {uid: raw for one in uids for uid, raw in self._read([one]).items()}
-
-    def _refuse_lost_shard(self, name: str, found: ShardError) -> None:
+    def _read(self, fetched: Fetched, place: Place) -> RawSample | ShardError:
         """A damaged member is one item's affair; a tar that is gone or cut is not: mended, the run goes on where it stopped."""
-        for shard in self.dataset.manifest.shards:
-            store = self.dataset.store
-            if shard.path == name and not (store.exists(shard.path) and store.size(shard.path) == shard.bytes):
-                raise ShardError(f"{store.url(shard.path)} is gone or cut; restore the tar, then resume ({found})") from found
+        try:
+            return fetched.read(place)
+        except ShardError as error:
+            shard, store = self.dataset.manifest.shards[place.shard], self.dataset.store
+            if not (store.exists(shard.path) and store.size(shard.path) == shard.bytes):
+                raise ShardError(f"{store.url(shard.path)} is gone or cut; restore the tar, then resume ({error})") from error
+            return error
 
-    def _item(self, name: ItemName, raw: RawSample, measured: Mapping[str, Any]) -> LoadedItem:
-        item = _find(self.dataset.record(raw)["items"], name)
+    def _item(self, name: ItemName, item: Item, raw: RawSample, measured: Mapping[str, Any]) -> LoadedItem:
         places = [(part.type, part.media) for message in item.messages for part in message.content if part.type != "text"]
         media: list[LoadedMedium] = []
         tokens: list[MediumTokens] = []
@@ -174,6 +257,13 @@ class Loader:
             tokens.append(MediumTokens(kind, kept_by_frame(keep, *loaded.grid, loaded.merge), facts["times"]))
         encoded = encode_item(item, self.tokenizer, tokens)
         return LoadedItem(name, encoded.input_ids, encoded.labels, tuple(media))
+
+
+def _places(reader: PlacesReader, items: pa.Table) -> tuple[Place, ...]:
+    if not items.num_rows:
+        return ()
+    shard, sample = reader.find(items["shard"].to_pylist(), items["row"].to_numpy(), items["uid"].to_pylist())
+    return tuple(map(Place, shard.tolist(), sample.tolist()))
 
 
 def _must_be_as_planned(item: LoadedItem, sizes: ItemSizes, row: int, profile: str) -> None:
