@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from shards.errors import ConfigError, InfrastructureError
-from training.assemble import from_parts
+from shards.errors import ConfigError
+from training.adapters import learning, part_of
+from training.assemble import from_hf, from_original, from_parts
 from training.stages import PART_NAMES, ModelConfig, TinyShape
 
 if TYPE_CHECKING:
@@ -22,22 +23,37 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 LOSS_ROWS = 1024  # labelled rows whose logits exist at once: at 151,665 tokens of vocabulary 0.6 GB in fp32
-_PREFIXES = {
-    "model.vision_model.": "vision_encoder",
-    "model.projector.": "projector",
-    "model.language_model.": "llm",
-    "lm_head.": "llm",  # tied to the embeddings or not, it belongs to the language model
-}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> nn.Module:
-    """The model that stage 1 starts from, float32: tiny from random numbers, joined from SigLIP and Qwen2.5, or a whole VideoLLaMA3."""
+    """The model that the first stage starts from, in the precision of `config`: tiny from random numbers, joined from SigLIP and Qwen2.5,
+    or a whole VideoLLaMA3 in either layout.
+
+    Raises ConfigError where a parameter would come from nowhere, and for a tokenizer that is not the model's: placeholders missing, of
+    other ids, more tokens than the vocabulary has, or a token that the checkpoint's own tokenizer calls otherwise.
+    """
+    ids = special_ids(tokenizer)
     if config.preset == "tiny":
-        return build_tiny(len(tokenizer), config.tiny, special_ids(tokenizer), seed)
+        return cast_weights(build_tiny(len(tokenizer), config.tiny, ids, seed), config.precision)
+    folder = Path(str(config.llm if config.preset == "parts" else config.path))
+    dtype = DTYPES[config.precision]
     if config.preset == "parts":
-        return from_parts(Path(str(config.vision)), Path(str(config.llm)), special_ids(tokenizer), seed)
-    model: Any = from_hf(Path(str(config.path)))
-    _refuse_other_ids(str(config.path), model.config, special_ids(tokenizer), len(tokenizer))
+        model: Any = from_parts(Path(str(config.vision)), folder, ids, seed, dtype)
+    elif config.preset == "original":
+        model = from_original(folder, ids, dtype)
+    else:
+        model = from_hf(folder, dtype)
+    _refuse_other_ids(str(folder), model.config, ids, len(tokenizer))
+    _refuse_other_tokenizer(folder, tokenizer)
+    return model
+
+
+def cast_weights(model: nn.Module, precision: str) -> nn.Module:
+    """`model` with its parameters in `precision` (fp32 or bf16). Buffers stay: rotary frequencies rounded to bfloat16 turn position 1,000
+    by more than a radian, and whoever loads the finished weights would compute with the exact ones."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPES[precision])
     return model
 
 
@@ -97,17 +113,6 @@ def build_tiny(tokenizer_len: int, shape: TinyShape, ids: Mapping[str, int], see
     return model.float()
 
 
-def from_hf(path: Path) -> nn.Module:
-    """A checkpoint in Hugging Face layout: a released VideoLLaMA3, the end of a stage, or an export. Never touches the network."""
-    from transformers import VideoLlama3ForConditionalGeneration
-
-    if not (path / "config.json").is_file():
-        raise InfrastructureError(f"no model at {path}: there is no config.json; download the checkpoint and set model.path")
-    return VideoLlama3ForConditionalGeneration.from_pretrained(
-        path, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32, use_safetensors=True
-    )
-
-
 def _refuse_other_ids(path: str, config: Any, ids: Mapping[str, int], tokens: int) -> None:
     mend = "give the tokenizer the model was trained with"
     for name in ("image_token_id", "video_token_id"):
@@ -117,11 +122,33 @@ def _refuse_other_ids(path: str, config: Any, ids: Mapping[str, int], tokens: in
         raise ConfigError(f"{path}: its vocabulary has {config.text_config.vocab_size} tokens, the tokenizer {tokens}; {mend}")
 
 
+def _refuse_other_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The tokenizer beside a checkpoint, where there is one, must call every token that both have by the same id."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    own = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True)
+    names = {number: token for token, number in own.items()}
+    other = [
+        (token, number)
+        for token, number in tokenizer.get_vocab().items()
+        if names.get(number, token) != token or own.get(token, number) != number
+    ]
+    if other:
+        token, number = min(other, key=lambda entry: entry[1])
+        raise ConfigError(
+            f"{folder}: its own tokenizer differs from the one given in {len(other)} tokens (id {number} is {token!r} in the one given, "
+            f"{names.get(number)!r} in its own); give the tokenizer the model was trained with"
+        )
+
+
 def parts(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """Every parameter once, with its name, under vision_encoder, projector or llm. Tied parameters appear under their first name."""
     found: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in PART_NAMES}
     for name, parameter in model.named_parameters():
-        part = next((part for prefix, part in _PREFIXES.items() if name.startswith(prefix)), None)
+        part = part_of(name)
         if part is None:
             raise ConfigError(f"parameter {name} belongs to no known part of the model; parts are {', '.join(PART_NAMES)}")
         found[part].append((name, parameter))
@@ -129,21 +156,24 @@ def parts(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
 
 
 def freeze(model: nn.Module, trained: Iterable[str]) -> None:
-    """Only the named parts get gradients."""
+    """Only the named parts get gradients; of a part that has adapters, only those."""
     chosen = set(trained)
     for part, members in parts(model).items():
+        learn = {id(parameter) for _, parameter in learning(members)} if part in chosen else set()
         for _, parameter in members:
-            parameter.requires_grad_(part in chosen)
+            parameter.requires_grad_(id(parameter) in learn)
 
 
 def parameter_groups(model: nn.Module, rates: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: a part each, peak rate under `lr` and `peak`; vectors are not decayed. No group is empty."""
+    """Optimizer groups: a part each (of one that has adapters, those alone), peak rate under `lr` and `peak`; vectors are not decayed.
+    No group is empty."""
     groups: list[dict[str, Any]] = []
     for part, members in parts(model).items():
         if part not in rates:
             continue
-        matrices = [p for _, p in members if p.ndim >= 2 or weight_decay == 0]
-        vectors = [p for _, p in members if p.ndim < 2 and weight_decay != 0]
+        learn = learning(members)
+        matrices = [p for _, p in learn if p.ndim >= 2 or weight_decay == 0]
+        vectors = [p for _, p in learn if p.ndim < 2 and weight_decay != 0]
         for params, decay in ((matrices, weight_decay), (vectors, 0.0)):
             if params:
                 groups.append({"params": params, "lr": rates[part], "peak": rates[part], "weight_decay": decay, "part": part})

@@ -7,22 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    SiglipConfig,
-    SiglipModel,
-    SiglipTextConfig,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
 
 from shards.errors import ConfigError, InfrastructureError
 from shards.tokenizer import load_tokenizer, train_tokenizer
 from tests.training import handmade
 from tests.training.handmade import item, packed
-from training.assemble import from_parts
-from training.model import PackLoss, build_model, build_tiny, freeze, from_hf, labelled_places, parameter_groups, parts, special_ids
+from training.model import (
+    PackLoss,
+    build_model,
+    build_tiny,
+    cast_weights,
+    freeze,
+    from_hf,
+    labelled_places,
+    parameter_groups,
+    parts,
+    special_ids,
+)
 from training.stages import ModelConfig
 
 
@@ -157,30 +158,27 @@ def test_a_whole_model_is_refused_a_tokenizer_that_is_not_its_own(tmp_path: Path
     assert build_model(config, tokenizer, 0).lm_head.weight.shape[0] == len(tokenizer) + 5, "room to spare, as released models have"
 
 
-@pytest.mark.parametrize(("whole", "tied"), [(False, True), (True, False)])
-def test_a_model_is_joined_from_siglip_and_qwen(tmp_path: Path, whole: bool, tied: bool) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = SiglipVisionConfig(**sizes, patch_size=14, image_size=28)
-    siglip = SiglipModel(SiglipConfig(vision_config=vision, text_config=SiglipTextConfig(**sizes, vocab_size=50)))
-    (siglip if whole else SiglipVisionModel(vision)).save_pretrained(tmp_path / "siglip")
-    language = Qwen2ForCausalLM(Qwen2Config(**sizes, vocab_size=64, num_key_value_heads=2, tie_word_embeddings=tied))
-    language.save_pretrained(tmp_path / "qwen")
+def test_a_model_in_half_precision_keeps_its_rotary_frequencies(tmp_path: Path) -> None:
+    exact = {name: buffer.clone() for name, buffer in handmade.model().named_buffers() if "inv_freq" in name}
+    handmade.model().save_pretrained(tmp_path)
+    for model in (cast_weights(handmade.model(), "bf16"), from_hf(tmp_path, torch.bfloat16)):
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+        found = {name: buffer for name, buffer in model.named_buffers() if "inv_freq" in name}
+        assert found.keys() == exact.keys()
+        assert all(torch.equal(found[name], exact[name]) for name in exact)
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
 
-    model = from_parts(tmp_path / "siglip", tmp_path / "qwen", handmade.IDS, 0)
-    text = torch.tensor([[5, 6, 7]])
-    assert torch.equal(model(input_ids=text, use_cache=False).logits, language(input_ids=text, use_cache=False).logits)
-    assert (model.lm_head.weight is model.model.language_model.embed_tokens.weight) == tied
-    saved = SiglipVisionModel.from_pretrained(tmp_path / "siglip").state_dict()
-    for name, value in model.model.vision_model.state_dict().items():
-        assert torch.equal(value, saved[name]), name
-    loss, _ = PackLoss(model)(packed([item("image", 1), item("video", 2)]))
-    loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for _, p in parts(model)["vision_encoder"])
 
-    with pytest.raises(ConfigError, match="no room for video_token_id"):
-        from_parts(tmp_path / "siglip", tmp_path / "qwen", {**handmade.IDS, "video_token_id": 64}, 0)
-    with pytest.raises(ConfigError, match="type 'qwen2'; wanted is siglip"):
-        from_parts(tmp_path / "qwen", tmp_path / "qwen", handmade.IDS, 0)
+def test_another_models_tokenizer_beside_the_weights_is_told(tmp_path: Path) -> None:
+    train_tokenizer(["red green blue"], tmp_path / "words", 300)
+    train_tokenizer(["aaab bbba"], tmp_path / "others", 300)
+    given, other = load_tokenizer(tmp_path / "words"), load_tokenizer(tmp_path / "others")
+    assert (len(given), special_ids(given)) != (len(other), special_ids(other))
+    for name in ("words", "others"):  # each beside weights that have room for both and placeholders of the tokenizer given
+        build_tiny(400, handmade.SMALL, special_ids(given), 0).save_pretrained(tmp_path / name)
+    assert build_model(ModelConfig(preset="hf", path=str(tmp_path / "words")), given, 0) is not None
+    with pytest.raises(ConfigError, match=r"others: its own tokenizer differs from the one given in \d+ tokens"):
+        build_model(ModelConfig(preset="hf", path=str(tmp_path / "others")), given, 0)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
