@@ -8,21 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from shards.errors import ConfigError
 from training.adapters import learning, part_of
 from training.assemble import from_hf, from_original, from_parts
+from training.pack_loss import PackLoss as PackLoss
+from training.pack_loss import labelled_places as labelled_places
 from training.stages import PART_NAMES, ModelConfig, TinyShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from training.collate import PackBatch
-
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
-LOSS_ROWS = 1024  # labelled rows whose logits exist at once: at 151,665 tokens of vocabulary 0.6 GB in fp32
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -178,40 +175,3 @@ def parameter_groups(model: nn.Module, rates: Mapping[str, float], weight_decay:
             if params:
                 groups.append({"params": params, "lr": rates[part], "peak": rates[part], "weight_decay": decay, "part": part})
     return groups
-
-
-class PackLoss(nn.Module):
-    """The model with the loss of a pack on top: what the optimizer's engine runs. `rows` bounds how many rows of logits exist at once."""
-
-    def __init__(self, model: nn.Module, rows: int = LOSS_ROWS) -> None:
-        super().__init__()
-        self.model = model
-        self.rows = rows
-
-    def forward(self, batch: PackBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(summed cross entropy, float32 scalar with gradient; the same for each labelled token, float32 [labelled], detached)."""
-        model: Any = self.model
-        first = next(model.parameters())
-        inputs = {name: value.to(first.device) for name, value in batch.model_inputs().items()}
-        for name in inputs.keys() & {"pixel_values", "pixel_values_videos"}:
-            inputs[name] = inputs[name].to(first.dtype)
-        # An attention mask, even of ones, or a cache would let the items of a pack see each other.
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state[0, :-1]
-        targets = batch.labels[0, 1:].to(hidden.device)
-        labelled = targets != -100
-        hidden, targets = hidden[labelled], targets[labelled]
-        if len(targets) <= self.rows:
-            tokens = _nll(hidden, targets, model.lm_head)
-        else:
-            pieces = zip(hidden.split(self.rows), targets.split(self.rows), strict=True)
-            tokens = torch.cat([checkpoint(_nll, h, t, model.lm_head, use_reentrant=False) for h, t in pieces])
-        return tokens.sum(), tokens.detach()
-
-
-def labelled_places(batch: PackBatch) -> torch.Tensor:
-    """Places in the pack of the tokens that PackLoss scores, in its order: int64 [labelled]."""
-    return (batch.labels[0, 1:] != -100).nonzero()[:, 0] + 1
-
-
-def _nll(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module) -> torch.Tensor:
-    return functional.cross_entropy(head(hidden).float(), targets, reduction="none")
