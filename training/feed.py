@@ -6,12 +6,13 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from shards.cache import ShardCache
 from shards.media import Limits
 from shards.profile import Profile
 from shards.reader import Dataset
@@ -19,6 +20,7 @@ from training.cost import CostModel
 from training.index_source import DatasetIndex
 from training.loader import LoadedStep, Loader
 from training.mixture import Mixture, left_out
+from training.node import Node
 from training.plan import Cursor, Plan, PlanConfig
 from training.stage_plan import kept_plan, later_pass, plan_path
 from training.stages import CacheConfig, SkipLimit
@@ -60,7 +62,7 @@ class DatasetFeed:
     def plan(self, epoch: int) -> Plan:
         """The plan of a pass (from 0); every rank must ask for it. Raises ConfigError and ProfileError as `make_plan` does."""
         if epoch not in self._plans:
-            source = DatasetIndex(self.dataset, self.split)
+            source = DatasetIndex(self.dataset.cached(self._cache), self.split)
             config = self.plan_config if epoch == 0 else later_pass(self.plan(0), epoch)
             path = None if self.plans is None else plan_path(self.plans, self.stage, epoch)
             if path is not None:
@@ -71,6 +73,10 @@ class DatasetFeed:
             tell(plan, self.ranks.rank == 0)
             self._plans = {number: kept for number, kept in self._plans.items() if number == 0} | {epoch: plan}
         return self._plans[epoch]
+
+    @cached_property
+    def _cache(self) -> ShardCache | None:
+        return None if self.cache is None else ShardCache(Path(self.cache.path), self.cache.bytes)
 
     def steps(self, epoch: int) -> int:
         return self.plan(epoch).steps_total
@@ -96,6 +102,9 @@ class DatasetFeed:
             workers=self.workers,
             limits=self.limits,
             skipped=report,
+            cache=self._cache,
+            node=Node.here(self.ranks.rank, self.ranks.world),
+            limit=self.limit,
         )
         return loader.steps(cursor)
 
