@@ -1,0 +1,187 @@
+"""A split's questions answered over all ranks, scored, and written down one by one, so that every number can be traced to its items."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shards.errors import ConfigError
+from training.captions import caption_scores
+from training.generate import Bounds, generate
+from training.questions import Asker, Failed, Question
+from training.scores import anls, characters, choice, chosen, exact_match, metrics_of
+from training.stages import close_to
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from training.engine import Ranks
+
+TEXT_METRICS = {"exact_match": exact_match, "anls": anls, "characters": characters}
+METRICS = ("auto", "loss", *TEXT_METRICS, "choice", "caption")
+_AHEAD = 2  # chunks of items that are read and decoded while one is answered
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer with its question's name, gold answers and scores. `cut`: it ended at the bound of new tokens, not by itself."""
+
+    uid: str
+    task: str
+    n: int
+    turn: int
+    source: str
+    question: str
+    gold: tuple[str, ...]
+    answer: str
+    cut: bool
+    options: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric of a task: its value over `n` answers (the mean of theirs; BLEU and CIDEr-D are the corpus')."""
+
+    value: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What was asked of all ranks together, the same on each: answers and failures in order of task and name; items without a question."""
+
+    answers: tuple[Answer, ...]
+    failed: tuple[Failed, ...]
+    unasked: int
+
+
+def wanted_metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """Raises ConfigError for a metric that is not known, and for `auto` beside others that it contains."""
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(f"unknown metric {name!r}{close_to(name, METRICS)}; metrics are {', '.join(METRICS)}")
+    if not names or ("auto" in names and set(names) - {"auto", "loss"}):
+        raise ConfigError("metrics: auto (the loss, and for each question what fits it), or some of " + ", ".join(METRICS[1:]))
+    return tuple(dict.fromkeys(names))
+
+
+def answer_all(
+    model: nn.Module, asker: Asker, rows: Sequence[Mapping[str, Any]], bounds: Bounds, ranks: Ranks, progress: Progress | None = None
+) -> Answers:
+    """Answers of the questions in `rows` (of Asker.rows). Every rank must call it; what is asked in one batch does not depend on their
+    number, so that neither do the answers."""
+    chunks = list(_chunks(rows, asker.profile.name, bounds))
+    mine = chunks[ranks.rank :: ranks.world]
+    answers: list[Answer] = []
+    failed: list[Failed] = []
+    unasked = done = 0
+    for chunk, (questions, lost, silent) in zip(mine, _ahead(asker.ask, mine), strict=True):
+        found = generate(model, [q.prompt for q in questions], asker.tokenizer, bounds)
+        answers += [
+            _answer(q, asker.tokenizer.decode(a.ids, skip_special_tokens=True), a.cut) for q, a in zip(questions, found, strict=True)
+        ]
+        failed += lost
+        unasked += silent
+        done += len(chunk)
+        if progress is not None:
+            progress("items asked", done, sum(map(len, mine)))
+    everywhere: list[Any] = [None] * ranks.world
+    torch.distributed.all_gather_object(everywhere, (answers, failed, unasked))
+    return Answers(
+        tuple(sorted((a for part in everywhere for a in part[0]), key=lambda a: (a.task, a.source, a.uid, a.n, a.turn))),
+        tuple(sorted((f for part in everywhere for f in part[1]), key=lambda f: (f.task, f.source, f.uid, f.n))),
+        sum(part[2] for part in everywhere),
+    )
+
+
+def score_answers(answers: Sequence[Answer], metrics: Sequence[str]) -> tuple[list[Answer], dict[str, dict[str, Score]]]:
+    """(the answers with their scores, task → metric → score). `metrics` of `wanted_metrics`.
+
+    A metric that is named is taken of every answer, choice of those with options; `auto` chooses by training.scores.metrics_of. Beside
+    choice stands `named`, the share of answers that name an option at all.
+    """
+    scored: list[Answer] = []
+    captions: dict[str, list[int]] = defaultdict(list)
+    for number, answer in enumerate(answers):
+        chosen_metrics = metrics_of(answer.task, answer.gold, answer.options) if "auto" in metrics else metrics
+        scores = {name: TEXT_METRICS[name](answer.answer, answer.gold) for name in chosen_metrics if name in TEXT_METRICS}
+        if "choice" in chosen_metrics and answer.options:
+            scores["choice"] = choice(answer.answer, answer.gold, answer.options)
+            scores["named"] = float(chosen(answer.answer, answer.options) is not None)
+        if "caption" in chosen_metrics:
+            captions[answer.task].append(number)
+        scored.append(replace(answer, scores=scores))
+    by_task: dict[str, dict[str, Score]] = defaultdict(dict)
+    for task, numbers in captions.items():
+        found = caption_scores([answers[i].answer for i in numbers], [answers[i].gold for i in numbers])
+        by_task[task] = {name: Score(value, len(numbers)) for name, value in found.corpus.items()}
+        for place, number in enumerate(numbers):
+            scored[number] = replace(
+                scored[number], scores={**scored[number].scores, **{name: values[place] for name, values in found.each.items()}}
+            )
+    for task in dict.fromkeys(answer.task for answer in answers):
+        for name in (*TEXT_METRICS, "choice", "named"):
+            values = [a.scores[name] for a in scored if a.task == task and name in a.scores]
+            if values:
+                by_task[task][name] = Score(math.fsum(values) / len(values), len(values))
+    return scored, {task: by_task[task] for task in sorted(by_task)}
+
+
+def write_answers(path: Path, answers: Sequence[Answer], failed: Sequence[Failed]) -> None:
+    """One JSON object a line, answers then failures ({"error": kind, "reason": …}); the file appears whole."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with scratch.open("w", encoding="utf-8") as file:
+        for answer in answers:
+            file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+        for lost in failed:
+            told = asdict(lost)
+            file.write(json.dumps({"error": told.pop("kind"), **told}, ensure_ascii=False) + "\n")
+    os.replace(scratch, path)
+
+
+def _answer(question: Question, text: str, cut: bool) -> Answer:
+    name = question.name
+    asked = (name.uid, name.task, name.n, question.turn, question.source, question.asked, question.golds)
+    return Answer(*asked, answer=text.strip(), cut=cut, options=dict(question.options))
+
+
+def _chunks(rows: Sequence[Mapping[str, Any]], profile: str, bounds: Bounds) -> Iterator[list[Mapping[str, Any]]]:
+    """Neighbouring items, whose pixels are in memory together: a few batches of small ones, one full video."""
+    chunk: list[Mapping[str, Any]] = []
+    patches = 0
+    for row in rows:
+        patches += row[profile]["patches"]
+        if chunk and (len(chunk) == 4 * bounds.prompts or patches > bounds.patches):
+            yield chunk
+            chunk, patches = [], row[profile]["patches"]
+        chunk.append(row)
+    if chunk:
+        yield chunk
+
+
+def _ahead(work: Callable[[Any], Any], chunks: Sequence[Any]) -> Iterator[Any]:
+    """The work of each chunk in order, the next ones done in threads meanwhile (decoders let go of the interpreter lock)."""
+    with ExitStack() as stack:
+        pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="fovea-ask")
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        waiting = iter(chunks)
+        coming = [pool.submit(work, chunk) for chunk in islice(waiting, _AHEAD)]
+        while coming:
+            ready = coming.pop(0).result()
+            coming += [pool.submit(work, chunk) for chunk in islice(waiting, 1)]
+            yield ready
