@@ -79,7 +79,7 @@ def train(
         settings = agreed(ranks, lambda: config if isinstance(config, TrainingConfig) else load_training_config(config))
         chosen = agreed(ranks, lambda: chosen_stages(settings, stages))
         refuse_different(ranks, "config and stages", digest_of(settings.model_dump(mode="json"), chosen))
-        reports = from_first(ranks, lambda: _finished_stages(settings, out, chosen))
+        reports = from_first(ranks, lambda: finished_stages(settings, out, chosen))
         pending = [number for number in chosen if number not in reports]
         if pending:
             work = agreed(ranks, lambda: _Work.prepare(settings, dataset, tokenizer, out, pending, resume, ranks, stop))
@@ -262,7 +262,7 @@ def chosen_stages(config: TrainingConfig, stages: Sequence[int] | None) -> list[
     return wanted
 
 
-def _finished_stages(config: TrainingConfig, out: Path, chosen: Sequence[int]) -> dict[int, StageReport]:
+def finished_stages(config: TrainingConfig, out: Path, chosen: Sequence[int]) -> dict[int, StageReport]:
     return {k: _as_report(out, k, facts) for k in chosen if (facts := finished(out, k, config.stage_digest(k))) is not None}
 
 

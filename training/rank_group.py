@@ -86,8 +86,7 @@ def one_run(out: Path) -> Iterator[Ranks | None]:
 def agreed(ranks: Ranks | None, work: Callable[[], T]) -> T:
     """What `work` returns, once it has succeeded on every rank: each must call it.
 
-    A FoveaError is raised on the lowest rank that has one, with the rank and its machine where not all have the same; EndedElsewhere on the
-    others.
+    A FoveaError is raised on the lowest rank that has one, with its machine where rank 0 has none; EndedElsewhere on the others.
     """
     if ranks is None or ranks.world == 1:
         return work()
@@ -102,7 +101,7 @@ def agreed(ranks: Ranks | None, work: Callable[[], T]) -> T:
         return value  # type: ignore[return-value]
     if error is None or ranks.rank != failed[0]:
         raise EndedElsewhere(f"rank {failed[0]} ended the run and says why") from error
-    if len(set(told)) == 1:
+    if ranks.rank == 0 or len(set(told)) == 1:
         raise error
     others = f"and {len(failed) - 1} more of {ranks.world}" if len(failed) > 1 else f"none of the other {ranks.world - 1}"
     raise type(error)(f"rank {ranks.rank} on {socket.gethostname()} ({others}): {error}") from error

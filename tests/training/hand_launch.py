@@ -1,6 +1,6 @@
 """`train` as a process of its own, for the tests that kill it.
 
-python -m tests.training.hand_launch DATASET TOKENIZER OUT [--die-at STAGE STEP]
+python -m tests.training.hand_launch DATASET TOKENIZER OUT [--config FILE] [--die-at STAGE STEP]
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments.add_argument("dataset")
     arguments.add_argument("tokenizer")
     arguments.add_argument("out")
+    arguments.add_argument("--config")
     arguments.add_argument("--die-at", type=int, nargs=2, metavar=("STAGE", "STEP"))
     given = arguments.parse_args(words)
     if given.die_at is not None:
@@ -52,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
             return take(engine, block, batches, done, total)
 
         loop.train_step = mortal
-    train(CONFIG, given.dataset, given.out, tokenizer=given.tokenizer)
+    train(given.config or CONFIG, given.dataset, given.out, tokenizer=given.tokenizer)
 
 
 if __name__ == "__main__":
