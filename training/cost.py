@@ -324,8 +324,18 @@ def _rows(layers: Mapping[str, tuple[int, int]], count: int, adapter: LoraConfig
     own = count * sum(2 * inputs * outputs for inputs, outputs in layers.values())
     if adapter is None:
         return own, 0
-    adapted = [size for name, size in layers.items() if adapter.targets is None or name in adapter.targets]
-    return own, count * sum(2 * adapter.rank * (inputs + outputs) for inputs, outputs in adapted)
+    return own, 2 * count * adapter_weights(layers, adapter)
+
+
+def adapter_weights(layers: Mapping[str, tuple[int, int]], adapter: LoraConfig) -> int:
+    """Weights of the adapters of these layers. Targets name layers by the end of their name, as training.adapters takes them."""
+    wanted = adapter.targets
+    adapted = [
+        size
+        for name, size in layers.items()
+        if wanted is None or any(f".{name}".endswith(f".{t}") or t.endswith(f".{name}") for t in wanted)
+    ]
+    return sum(adapter.rank * (inputs + outputs) for inputs, outputs in adapted)
 
 
 def _flops(coefficients: Mapping[str, float]) -> CostModel:
