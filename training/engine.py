@@ -30,9 +30,8 @@ from training.zero import (
     engine_settings,
     exact_buffers,
     norm_before_step,
-    put_back,
     restore_buffers,
-    whole_again,
+    trial_step_forgotten,
     zero_stage,
 )
 
@@ -122,7 +121,7 @@ def build_engine(model: nn.Module, stage: StageConfig, config: TrainingConfig, r
     """A DeepSpeedEngine around PackLoss(model): parts frozen as the stage says, a new AdamW, the stage's clipping and precision.
 
     `universal` prepares it for a checkpoint that another number of ranks has written. A rank holds the whole model once while it is built,
-    also under ZeRO-3. Call `close_engine` at the end. Raises ConfigError for settings that contradict the stage or cannot run here.
+    also under ZeRO-3; `training.whole.make_whole` ends it. Raises ConfigError for settings that contradict the stage or cannot run here.
     """
     import deepspeed
 
@@ -142,22 +141,11 @@ def build_engine(model: nn.Module, stage: StageConfig, config: TrainingConfig, r
     if zero == 3:
         deepspeed.zero.register_external_parameter(module.labelled_loss, module.labelled_loss.weight)
     exact = exact_buffers(module)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    with trial_step_forgotten(optimizer):
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     restore_buffers(module, exact)
     engine.ranks, engine.known_sources = ranks, []
     return engine
-
-
-def close_engine(engine: Any) -> None:
-    """Frees what the engine holds; its model is left whole and plain on every rank, as it was before `build_engine`, but trained.
-
-    Every rank must call it.
-    """
-    module = engine.module
-    whole = whole_again(module)
-    engine.destroy()
-    if whole:
-        put_back(module, whole)
 
 
 def rate_factor(step: int, steps: int, warmup_ratio: float, schedule: str) -> float:

@@ -1,8 +1,10 @@
-"""What DeepSpeed's ZeRO stages need from us: settings that fit, an optimizer where the states lie, and mends of stages 0 and 3."""
+"""What DeepSpeed's ZeRO stages need from us: settings that fit, an optimizer where the states lie, and mends of stage 0."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,10 +29,7 @@ def engine_settings(stage: StageConfig, config: TrainingConfig, device: torch.de
     bf16 = config.model.precision == "bf16"
     if bf16:
         settings["bf16"] = {**settings.get("bf16", {}), "enabled": True}
-    if zero_stage(settings) == 0:
-        # In bf16 DeepSpeed divides gradients by fp16's dynamic loss scale, which it never multiplied them by: 65,536 times too small, they
-        # drown in Adam's epsilon. In fp32 it clips without telling the norm, so `norm_before_step` clips.
-        settings["fp16"] = {"enabled": False, "loss_scale": 1.0}
+    # ZeRO-0 in fp32 clips without telling the norm: `norm_before_step` does it
     settings["gradient_clipping"] = stage.clip if bf16 or zero_stage(settings) else 0.0
     for part in ("offload_optimizer", "offload_param"):
         if part in zero and device.type == "cpu":
@@ -72,6 +71,21 @@ def norm_before_step(optimizer: torch.optim.Optimizer, clip: float) -> None:
     optimizer.register_step_pre_hook(before)
 
 
+@contextlib.contextmanager
+def trial_step_forgotten(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Around `deepspeed.initialize`: ZeRO-0 in bf16 takes a step of zero gradients there, to make Adam's state. It shall move nothing and
+    not count: counted, it would make the first real steps smaller (by a quarter the first: bias is corrected as if two were taken)."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    yield
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = torch.zeros_like(state["step"]) if isinstance(state["step"], torch.Tensor) else 0
+
+
 def exact_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     """Float32 buffers by name, to be given to `restore_buffers` after DeepSpeed has cast the module.
 
@@ -85,23 +99,3 @@ def restore_buffers(module: nn.Module, buffers: dict[str, torch.Tensor]) -> None
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)
         owner._buffers[leaf] = exact.to(owner._buffers[leaf].device)  # type: ignore[union-attr]
-
-
-def whole_again(module: nn.Module) -> dict[int, nn.Parameter]:
-    """Every parameter that ZeRO-3 has cut over the ranks, put together, by the id of the cut one. Every rank must call it."""
-    import deepspeed
-
-    whole = {}
-    for parameter in module.parameters():
-        if hasattr(parameter, "ds_id"):
-            with deepspeed.zero.GatheredParameters([parameter]):
-                whole[id(parameter)] = nn.Parameter(parameter.data.detach().clone(), requires_grad=parameter.requires_grad)
-    return whole
-
-
-def put_back(module: nn.Module, whole: dict[int, nn.Parameter]) -> None:
-    """Gives `module` those parameters in place of the cut ones, tied ones still tied."""
-    for part in module.modules():
-        part._parameters = {
-            name: whole.get(id(parameter), parameter) if parameter is not None else None for name, parameter in part._parameters.items()
-        }

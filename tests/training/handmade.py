@@ -12,7 +12,7 @@ from training.stages import TinyShape
 VOCABULARY = 64
 PATCH = 14
 IDS = {"image_token_id": 60, "video_token_id": 61, "eos_token_id": 62}
-TASK = {"image": "short_caption", "video": "video", "text": "text"}
+TASK = {"image": "short_caption", "images": "multi_image", "video": "video", "text": "text"}
 SMALL = TinyShape(hidden=32, llm_layers=2, heads=4, kv_heads=2, vision_hidden=32, vision_layers=2, vision_heads=2)
 
 
@@ -21,12 +21,16 @@ def model(seed: int = 0, shape: TinyShape = SMALL) -> nn.Module:
 
 
 def item(kind: str, seed: int, length: int = 6) -> LoadedItem:
-    """One item: a picture of 2×2 patches unmerged, a clip of two frames of 4×4 merged 2×2 with 3 of 8 tokens dropped, or text alone."""
+    """One item: a picture of 2×2 patches unmerged, three pictures of two sizes, a clip of two frames of 4×4 merged 2×2 with 3 of 8 tokens
+    dropped, or text alone."""
     random = np.random.default_rng(seed)
     answer = random.integers(1, 50, length).tolist()
     media: tuple[LoadedMedium, ...] = ()
     if kind == "image":
         media = (LoadedMedium(False, 1, 2, 2, 1, random.standard_normal((4, 3 * PATCH**2), dtype=np.float32)),)
+    elif kind == "images":
+        sides = ((2, 2), (2, 2), (4, 2))
+        media = tuple(LoadedMedium(False, 1, h, w, 1, random.standard_normal((h * w, 3 * PATCH**2), dtype=np.float32)) for h, w in sides)
     elif kind == "video":
         keep = np.array([True] * 5 + [False] * 3)
         media = (LoadedMedium(True, 2, 4, 4, 2, random.standard_normal((32, 3 * PATCH**2), dtype=np.float32), keep),)
