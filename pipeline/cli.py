@@ -50,6 +50,11 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
+@app.callback()
+def started(local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0) -> None:
+    """The deepspeed launcher puts --local_rank=N before the command; the number is in LOCAL_RANK, too."""
+
+
 @app.command()
 def curate(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of one that ships with fovea.")],

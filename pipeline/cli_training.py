@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from pipeline.console import AsJson, out, progress_bars, put_line, table
+from pipeline.console import AsJson, err, out, progress_bars, put_line, table
+from shards.errors import ConfigError
 
 
 def train(
@@ -24,6 +25,15 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Go on from checkpoints; --no-resume refuses if there are any.")
     ] = True,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Train with Ray Train: auto for the cluster of this machine, its address, or local.")
+    ] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="With --ray: so many ranks.")] = None,
+    cpus_per_rank: Annotated[int, typer.Option(min=1, help="With --ray: CPUs of a rank.")] = 1,
+    gpus_per_rank: Annotated[
+        int | None, typer.Option(min=0, max=1, help="With --ray: GPUs of a rank; without, 1 where the cluster has any.")
+    ] = None,
+    restarts: Annotated[int, typer.Option(min=0, help="With --ray: how often a run that lost a rank begins again.")] = 3,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what the stages would be: no model, no GPU, nothing is written.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -31,10 +41,32 @@ def train(
     if plan:
         _show_plan(config, dataset, tokenizer, stage, as_json)
         return
-    from training.launch import train as run
+    if ray is None and ranks is not None:
+        raise typer.BadParameter("--ranks belongs to --ray; torchrun and deepspeed have options of their own")
+    from training.rank_group import EndedElsewhere, Preempted
 
     first = _first_rank()
-    report = run(config, dataset, out_dir, tokenizer=tokenizer, stages=stage, resume=resume)
+    try:
+        if ray is None:
+            from training.launch import train as run
+
+            report = run(config, dataset, out_dir, tokenizer=tokenizer, stages=stage, resume=resume)
+        else:
+            from pipeline.cluster import connect, gpus
+            from training.ray_launch import RayRanks, train_on_ray
+
+            if ray.startswith("ray://"):
+                raise ConfigError("Ray Train is started on a machine of the cluster: --ray auto there, or by `ray job submit`")
+            connect(None if ray == "local" else ray)
+            with_gpu = min(1, int(gpus())) if gpus_per_rank is None else gpus_per_rank
+            asked = RayRanks(ranks or 1, cpus_per_rank, with_gpu, restarts)
+            report = train_on_ray(config, dataset, out_dir, asked, tokenizer=tokenizer, stages=stage, resume=resume)
+    except EndedElsewhere as error:
+        logging.getLogger("fovea").debug("%s", error)
+        raise typer.Exit(1) from None
+    except Preempted as error:
+        err.print(str(error), markup=False)
+        raise typer.Exit(143) from None  # as a process ends that SIGTERM has ended
     if not first:
         return
     if as_json:
