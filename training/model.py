@@ -43,6 +43,7 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: i
         model = from_hf(folder, dtype)
     _refuse_other_ids(str(folder), model.config, ids, len(tokenizer))
     _refuse_other_tokenizer(folder, tokenizer)
+    _end_at(model, ids["eos_token_id"])
     return model
 
 
@@ -108,6 +109,15 @@ def build_tiny(tokenizer_len: int, shape: TinyShape, ids: Mapping[str, int], see
         torch.manual_seed(seed)
         model = VideoLlama3ForConditionalGeneration(config)
     return model.float()
+
+
+def _end_at(model: Any, token: int) -> None:
+    """Training teaches to end a turn with `token`: generation must stop there, also where the checkpoint (a base model) names another."""
+    settings = model.generation_config
+    ends = settings.eos_token_id
+    known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if token not in known:
+        settings.eos_token_id = [token, *known]
 
 
 def _refuse_other_ids(path: str, config: Any, ids: Mapping[str, int], tokens: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoProcessor, VideoLlama3ForConditionalGeneration
+from transformers import AutoProcessor, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel, VideoLlama3ForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
 from shards.chat import MediumTokens, encode_item
@@ -23,12 +23,13 @@ from shards.errors import ConfigError, InfrastructureError
 from shards.items import Item, Message, Part
 from shards.profile import Profile, load_profile
 from shards.tokenizer import load_tokenizer, tokenizer_digest, train_tokenizer
-from tests.training import handmade, small_dataset
+from tests.training import handmade, small_dataset, test_original
 from training.checkpoint import save_final
 from training.engine import Ranks, start_ranks
 from training.export import export
 from training.launch import tokenizer_files
-from training.model import build_tiny, special_ids
+from training.model import build_model, build_tiny, special_ids
+from training.stages import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_a_picture_is_asked_about_and_answered_by_transformers_alone(exported: S
     script = f"""
 import sys
 from PIL import Image
-from transformers import AutoProcessor, VideoLlama3ForConditionalGeneration
+from transformers import AutoProcessor, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel, VideoLlama3ForConditionalGeneration
 processor = AutoProcessor.from_pretrained({str(exported.out)!r}, local_files_only=True)
 model = VideoLlama3ForConditionalGeneration.from_pretrained({str(exported.out)!r}, local_files_only=True)
 content = [{{"type": "image"}}, {{"type": "text", "text": "Which colour is it?"}}]
@@ -115,6 +116,28 @@ def test_a_still_clip_is_compressed_as_in_training(exported: SimpleNamespace) ->
     ours = _prompt(_ask("video", "What happens?"), exported.tokenizer, MediumTokens("video", mask, [0.0, 0.5, 1.0, 1.5]))
     assert inputs["input_ids"][0].tolist() == ours
     assert _logits(exported.model, **inputs).shape[1] == len(ours)
+
+
+@pytest.mark.parametrize("preset", ["parts", "original", "hf"])
+def test_every_preset_is_exported_as_it_was_built(exported: SimpleNamespace, tmp_path: Path, preset: str) -> None:
+    tokenizer, vision = exported.tokenizer, {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    SiglipVisionModel(SiglipVisionConfig(**vision, patch_size=14, image_size=28)).save_pretrained(tmp_path / "vision")
+    small = test_original.small(tied=True)
+    small.resize_token_embeddings(len(tokenizer))
+    Qwen2ForCausalLM(small.config.text_config).save_pretrained(tmp_path / "llm")
+    test_original.write_original(tmp_path / "original", small, True, vocab_size=len(tokenizer))
+    paths = {"parts": {"vision": str(tmp_path / "vision"), "llm": str(tmp_path / "llm")}, "original": {"path": str(tmp_path / "original")}}
+    built = build_model(ModelConfig(preset=preset, **paths.get(preset, {"path": str(exported.final)})), tokenizer, 0)
+    facts = {"stage": 1, "stage_digest": "d", "profile": asdict(exported.profile), "compress": True}
+    final = save_final(built, tmp_path / "run", 1, facts, Ranks(0, 1), beside=tokenizer_files(exported.final))
+    out = export(final, tmp_path / "out")
+    loaded, told = VideoLlama3ForConditionalGeneration.from_pretrained(out, local_files_only=True, output_loading_info=True)
+    assert not any(told.values())
+    processor = AutoProcessor.from_pretrained(out, local_files_only=True)
+    inputs = processor(text=["<|image_pad|>\nred"], images=[Image.new("RGB", (84, 70), "red")], return_tensors="pt")
+    assert torch.equal(_logits(loaded.eval(), **inputs), _logits(built.eval(), **inputs))
+    ends = loaded.generation_config.eos_token_id
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in ([ends] if isinstance(ends, int) else ends), "where training ends a turn"
 
 
 def test_what_is_no_finished_stage_or_in_the_way_is_refused(exported: SimpleNamespace, tmp_path: Path) -> None:
