@@ -22,7 +22,7 @@ from training.loader import LoadedStep, Loader
 from training.mixture import Mixture, left_out
 from training.node import Node
 from training.plan import Cursor, Plan, PlanConfig
-from training.stage_plan import kept_plan, later_pass, plan_path
+from training.stage_plan import keep_plan, kept_plan, later_pass, plan_path
 from training.stages import CacheConfig, SkipLimit
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class DatasetFeed:
             path = None if self.plans is None else plan_path(self.plans, self.stage, epoch)
             if path is not None:
                 if self.ranks.rank == 0:
-                    kept_plan(path, source, self.mixture, config, self.cost)
+                    keep_plan(path, kept_plan(path, source, self.mixture, config, self.cost))
                 torch.distributed.barrier()  # the others read what the first has made
             plan = kept_plan(path, source, self.mixture, config, self.cost)
             tell(plan, self.ranks.rank == 0)

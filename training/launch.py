@@ -133,13 +133,19 @@ class _Work:
         from training.engine import start_ranks
         from training.metrics import Metrics
         from training.preflight import refuse_other_tokenizer, refuse_unfit
+        from training.stage_plan import keep_plan, plan_path
 
         disable_progress_bar()  # transformers' own, at every saving and loading
         opened, loaded, digest = Dataset.open(where), load_tokenizer(Path(words)), tokenizer_digest(words)
         before = _stage_before(config, pending[0])
         if before is not None:
             refuse_other_tokenizer(final_dir(out, before), _finished_before(config, out, pending[0], before), digest)
-        refuse_unfit(config, pending, opened, digest)
+        if ranks is None or ranks.rank == 0:  # who then says it for all
+            plans = refuse_unfit(config, pending, opened, loaded, digest, out / "plans")
+            for number, plan in plans.items():
+                _refuse_unshared(number, plan.packs_per_step, 1 if ranks is None else ranks.world)
+            for number, plan in plans.items():
+                keep_plan(plan_path(out / "plans", number, 0), plan)
         if ranks is None:
             ranks = start_ranks()
             out.mkdir(parents=True, exist_ok=True)
@@ -154,11 +160,17 @@ class _Work:
         stage = self.config.stages[number]
         profile = load_profile(stage.profile, tokenizer_digest(self.tokenizer_dir))
         model: Any = self._starting_model(number)
+        if stage.adapters:
+            from training.adapters import add_adapters, merge_adapters
+
+            add_adapters(model, stage.adapters, self.config.seed + number)
         refuse_other_patch(model.config.vision_config.patch_size, profile)
-        feed = self._feed(number, profile, model)
+        feed = self._feed(number, profile)
         log.info("stage %d: %d steps a pass over %s", number, feed.steps(0), self.dataset.manifest.version)
         before = self._before(number, model, profile)
         steps = run_stage(model, number, self.config, feed, self.out, self.ranks, self.metrics, self.stop)
+        if stage.adapters:
+            merge_adapters(model, stage_dir(self.out, number) / "adapters" if self.ranks.rank == 0 else None)
         after = self._held_out(number, model, profile)
         self._write(number, steps, after)
         facts = {
@@ -187,29 +199,26 @@ class _Work:
             model = from_hf(final_dir(self.out, before))
         return _placed(model, self.config)
 
-    def _feed(self, number: int, profile: Profile, model: Any) -> DatasetFeed:
-        from training.cost import cost_model
-        from training.feed import TRAIN_SPLIT, DatasetFeed, mixture_of, plan_config
+    def _feed(self, number: int, profile: Profile) -> DatasetFeed:
+        from training.feed import TRAIN_SPLIT, DatasetFeed
+        from training.stage_plan import mixture_of, plan_config, stage_cost
 
         stage = self.config.stages[number]
-        cost = cost_model(
-            model.config,
-            train_vision="vision_encoder" in stage.train,
-            train_llm="llm" in stage.train,
-            checkpointing=self.config.model.gradient_checkpointing,
-        )
         return DatasetFeed(
             self.dataset,
             TRAIN_SPLIT,
-            mixture_of(stage.mixture, self.dataset.index(columns=["task", "source"], split=TRAIN_SPLIT)),
+            mixture_of(stage.mixture),
             plan_config(stage, self.config.seed),
             profile,
             self.tokenizer,
             self.ranks,
             workers=self.config.workers,
-            cost=cost,
+            cost=stage_cost(self.config, number, len(self.tokenizer)),
             stage=number,
             skips=self.out / "skipped.jsonl",
+            plans=self.out / "plans",
+            cache=self.config.cache,
+            limit=self.config.skipped,
         )
 
     def _before(self, number: int, model: nn.Module, profile: Profile) -> float | None:
@@ -288,11 +297,10 @@ def _finished_before(config: TrainingConfig, out: Path, number: int, before: int
 
 def _placed(model: nn.Module, config: TrainingConfig) -> nn.Module:
     """On this rank's device and in the precision of training, so that losses before and after are of one kind."""
-    import torch
-
     from training.engine import rank_device
+    from training.model import cast_weights
 
-    return model.to(device=rank_device(), dtype=torch.bfloat16 if config.model.precision == "bf16" else torch.float32)
+    return cast_weights(model, config.model.precision).to(rank_device())
 
 
 def _as_report(out: Path, number: int, facts: dict[str, Any], done_before: bool = True) -> StageReport:

@@ -20,18 +20,21 @@ if TYPE_CHECKING:
     from training.stages import TrainingConfig
 
 
-def refuse_unfit(config: TrainingConfig, stages: Sequence[int], dataset: Dataset, tokenizer: Any, tokenizer_digest: str) -> dict[int, Plan]:
+def refuse_unfit(
+    config: TrainingConfig, stages: Sequence[int], dataset: Dataset, tokenizer: Any, tokenizer_digest: str, plans: Path | None = None
+) -> dict[int, Plan]:
     """The plan of the first pass of each of `stages` over the dataset's index, made without a model and without reading a sample.
+
+    Those that are kept in the folder `plans` are read; nothing is written.
 
     Raises ProfileError (a profile that the dataset does not carry, or carries otherwise; items that are not measured), ConfigError (shares
     that cannot hold, a `where` that cannot run, items too long for the budgets, another patch size than the model's), each with its stage.
     """
     from training.feed import TRAIN_SPLIT
     from training.index_source import DatasetIndex
-    from training.plan import make_plan
-    from training.stage_plan import THREADS, mixture_of, plan_config, stage_cost
+    from training.stage_plan import kept_plan, mixture_of, plan_config, plan_path, stage_cost
 
-    plans = {}
+    found = {}
     for number in stages:
         stage = config.stages[number]
         try:
@@ -41,12 +44,13 @@ def refuse_unfit(config: TrainingConfig, stages: Sequence[int], dataset: Dataset
                 refuse_other_patch(config.model.tiny.patch, profile)
             asked, cost = plan_config(stage, config.seed), stage_cost(config, number, len(tokenizer))
             source = DatasetIndex(dataset, TRAIN_SPLIT)
-            plans[number] = make_plan(source, mixture_of(stage.mixture), asked, cost=cost, threads=THREADS)
+            path = None if plans is None else plan_path(plans, number, 0)
+            found[number] = kept_plan(path, source, mixture_of(stage.mixture), asked, cost)
             if has_items(dataset, config.held_out):
                 _refuse_unmeasured(DatasetIndex(dataset, config.held_out), asked.bounds)
         except FoveaError as error:
             raise type(error)(f"stage {number}: {error}") from error
-    return plans
+    return found
 
 
 def _refuse_unmeasured(source: IndexSource, bounds: Bounds) -> None:

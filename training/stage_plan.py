@@ -57,17 +57,17 @@ def plan_path(folder: Path, number: int, epoch: int) -> Path:
 
 
 def kept_plan(path: Path | None, source: IndexSource, mixture: Mixture, config: PlanConfig, cost: CostModel) -> Plan:
-    """The plan at `path`, with the costs it was made with; made and written there if there is none of this dataset, mixture and config."""
+    """The plan at `path`, with the costs it was made with; a new one if there is none of this dataset, mixture and config."""
     found = None if path is None else load_plan(path, source, mixture, config)
-    if found is not None:
-        return found
-    plan = make_plan(source, mixture, config, cost=cost, threads=THREADS)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        scratch.write_text(plan_bytes(plan), "utf-8")
-        scratch.replace(path)
-    return plan
+    return found or make_plan(source, mixture, config, cost=cost, threads=THREADS)
+
+
+def keep_plan(path: Path, plan: Plan) -> None:
+    """Writes the plan to `path`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(plan_bytes(plan), "utf-8")
+    scratch.replace(path)
 
 
 def later_pass(first: Plan, epoch: int) -> PlanConfig:

@@ -32,8 +32,8 @@ def compose(values: np.ndarray, sizes: list[int]) -> np.ndarray:
     """int64 order of the packs, group after group, such that the sums of `values` (packs, features) in each group are near its size times
     the mean of all.
 
-    First an order of which every stretch is near the mean; then, over stretches of a few thousand packs, packs are put into groups greedily,
-    farthest from the mean first, and exchanged in pairs. Deterministic.
+    First an order of which every stretch is near the mean; then, over stretches of a few thousand packs, packs are put into groups
+    greedily, farthest from the mean first, and exchanged in pairs. Deterministic.
     """
     if not sizes:
         return np.zeros(0, dtype=np.int64)
@@ -62,7 +62,7 @@ def _spread(sizes: list[int]) -> np.ndarray:
 
 @numba.njit(cache=True, nogil=True)
 def _even(off, pool):  # type: ignore[no-untyped-def]
-    """int64 order in which the running sum of `off` (packs, features; mean 0) stays small: the next is the best of the first `pool` left."""
+    """int64 order in which the running sum of `off` (packs, features; mean 0) stays small: next is the best of the first `pool` left."""
     n, width = off.shape
     order = np.empty(n, np.int64)
     waiting = np.empty(pool, np.int64)

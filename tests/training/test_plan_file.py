@@ -18,7 +18,7 @@ from training.index_source import TableIndex
 from training.mixture import Mixture
 from training.plan import Cursor, make_plan
 from training.plan_file import load_plan, plan_bytes
-from training.stage_plan import kept_plan, later_pass
+from training.stage_plan import keep_plan, kept_plan, later_pass
 
 FACTS = [Fact(f"i{i}", text=10 + i * 37 % 90, t=i % 4, side=4, shard=f"{i % 9}.tar", source=f"s{i % 2}") for i in range(300)]
 
@@ -48,6 +48,8 @@ def test_a_kept_plan_is_the_plan(tmp_path: Path) -> None:
     source, cost = Watched(index_of(FACTS)), CostModel(patch=5.0)
     path = tmp_path / "plans" / "stage1-pass0.json"
     made = kept_plan(path, source, Mixture(sources={"s0": 3, "s1": 1}), CONFIG, cost)
+    assert not path.exists()
+    keep_plan(path, made)
     source.read_shards.clear()
     other = kept_plan(path, source, Mixture(sources={"s0": 3, "s1": 1}), CONFIG, CostModel(patch=7.0))
     assert source.read_shards == []  # nothing is looked at again

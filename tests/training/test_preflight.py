@@ -12,7 +12,7 @@ from shards.errors import ConfigError, FoveaError, InfrastructureError, ProfileE
 from shards.tokenizer import train_tokenizer
 from tests.training import small_dataset
 from tests.training.hand_launch import CONFIG
-from training import launch
+from training import preflight
 from training.checkpoint import final_dir, stage_dir
 from training.launch import train
 from training.stages import TrainingConfig
@@ -79,14 +79,14 @@ def test_no_resume_is_said_before_an_earlier_stage_is_trained(
     state = stage_dir(tmp_path, 2) / "step-000002"
     state.mkdir(parents=True)
     (state / "state.json").write_text(
-        '{"format": "fovea-checkpoint/1", "stage": 2, "step": 2, "epoch": 0, "plan_digest": "p", "window": 0, "plan_step": 2, '
+        '{"format": "fovea-checkpoint/2", "stage": 2, "step": 2, "epoch": 0, "plan_digest": "p", "window": 0, "plan_step": 2, '
         '"stage_digest": "d", "world": 1}'
     )
 
     def never(*_: object) -> None:
         raise InfrastructureError("training began")
 
-    monkeypatch.setattr(launch._Work, "prepare", staticmethod(never))
+    monkeypatch.setattr(preflight, "refuse_unfit", never)
     with pytest.raises(ConfigError, match="has checkpoints"):
         train(CONFIG, str(corpus.dataset), tmp_path, tokenizer=str(corpus.words), resume=False)
     with pytest.raises(InfrastructureError, match="training began"):
