@@ -80,7 +80,7 @@ def test_no_resume_is_said_before_an_earlier_stage_is_trained(
     state.mkdir(parents=True)
     (state / "state.json").write_text(
         '{"format": "fovea-checkpoint/2", "stage": 2, "step": 2, "epoch": 0, "plan_digest": "p", "window": 0, "plan_step": 2, '
-        '"stage_digest": "d", "world": 1}'
+        '"stage_digest": "d", "world": 1, "zero": 1, "frozen": [], "files": {}}'
     )
 
     def never(*_: object) -> None:
