@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.errors import ConfigError
 from shards.places import PlacesReader
 from training.packing import deal
 from training.plan import Plan
@@ -26,18 +25,14 @@ class Node:
     def here(rank: int, world: int, environment: Mapping[str, str] = os.environ) -> Node:
         """This machine, as its launcher says (torchrun, the deepspeed launcher, Ray Train): ranks are numbered machine by machine.
 
-        Where it does not say so, the rank counts as alone. Raises ConfigError for numbers that cannot be.
+        Where it does not say so, or numbers them otherwise, the rank counts as alone: then it shares less, and reads the same.
         """
-        place = environment.get("LOCAL_RANK")
-        size = environment.get("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE"))
-        if place is None or size is None:
+        place = environment.get("LOCAL_RANK", "")
+        size = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE", "")
+        if not (place.isdecimal() and size.isdecimal()):
             return Node((rank,))
-        first = rank - int(place)
-        if first < 0 or not 0 <= int(place) < int(size) or first + int(size) > world:
-            raise ConfigError(
-                f"rank {rank} of {world} cannot be LOCAL_RANK {place} of LOCAL_WORLD_SIZE {size}: mend the launcher's environment"
-            )
-        return Node(tuple(range(first, first + int(size))))
+        ranks = range(rank - int(place), rank - int(place) + int(size))
+        return Node(tuple(ranks)) if rank in ranks and ranks[0] >= 0 and ranks[-1] < world else Node((rank,))
 
 
 def whole_shards(plan: Plan, window: int, node: Node, world: int, reader: PlacesReader) -> list[int]:
