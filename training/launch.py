@@ -150,7 +150,7 @@ class _Work:
             ranks = start_ranks()
             out.mkdir(parents=True, exist_ok=True)
         version = f"{opened.manifest.version}, tokenizer {digest}"
-        return _Work(config, out, opened, loaded, Path(words), ranks, Metrics(out, ranks.rank == 0), stop, version)
+        return _Work(config, out, opened, loaded, Path(words), ranks, Metrics(out, ranks.rank == 0, config.wandb), stop, version)
 
     def train_stage(self, number: int) -> StageReport:
         from shards.tokenizer import tokenizer_digest
@@ -296,11 +296,14 @@ def _finished_before(config: TrainingConfig, out: Path, number: int, before: int
 
 
 def _placed(model: nn.Module, config: TrainingConfig) -> nn.Module:
-    """On this rank's device and in the precision of training, so that losses before and after are of one kind."""
+    """On this rank's device, in the precision and by the attention of training, so that losses before and after are of one kind."""
+    from training.attention import chosen_attention, use_attention
     from training.engine import rank_device
     from training.model import cast_weights
 
-    return cast_weights(model, config.model.precision).to(rank_device())
+    device = rank_device()
+    use_attention(model, chosen_attention(config.model.attn, device, config.model.precision))
+    return cast_weights(model, config.model.precision).to(device)
 
 
 def _as_report(out: Path, number: int, facts: dict[str, Any], done_before: bool = True) -> StageReport:

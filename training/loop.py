@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +16,9 @@ from shards.errors import ConfigError
 from training.agreement import bound_waiting
 from training.checkpoint import TrainState, latest_state, load_state, make_universal, save_state, stage_dir
 from training.engine import Ranks, build_engine, train_step
+from training.measured import PackLog
 from training.metrics import Metrics
+from training.numbers import Meter, features_of, step_numbers
 from training.rank_group import Preempted, StopRequest
 from training.stages import StageConfig, TrainingConfig
 from training.whole import make_whole
@@ -79,13 +80,17 @@ def run_stage(
         done, first_epoch, cursor = state.step, state.epoch, _cursor(state)
         log.info("stage %d continues at step %d of %d (%s)", number, done, total, path)
     metrics.forget_after(number, done)
+    meter = Meter.of(model.config, number, config, ranks)
+    packs = PackLog(out, ranks.rank, number, digest, meter.flops.hardware, meter.told, ranks.world)
     waited = time.perf_counter()
     for epoch, loaded in islice(_passes(feed, stage, first_epoch, cursor), total - done):
         wait = time.perf_counter() - waited
+        features = features_of(loaded.batches)
         result = train_step(engine, stage, loaded.batches, done, total)
         done += 1
-        fill = result.tokens / (result.packs * stage.seq_tokens)
-        metrics.write({"kind": "step", "stage": number, "step": done, **asdict(result), "fill": fill, "wait": wait})
+        numbers = step_numbers(meter, loaded, features, result, wait, engine.device)
+        metrics.write({"kind": "step", "stage": number, "step": done, **numbers})
+        packs.note(features, result.pack_seconds)
         told = logging.INFO if done % SAID_EVERY == 0 or done in (1, total) else logging.DEBUG
         log.log(told, "stage %d step %d/%d loss %.4f", number, done, total, result.loss)
         ending = stop is not None and done < total and stop.asked(ranks)

@@ -74,7 +74,7 @@ class PackLog:
         self._kept = sum(len(packs) for head, packs in known if (head["stage"], head["digest"]) == (self.stage, self.digest))
         self._append([{"kind": "model", **header}], behind_torn=True)
 
-    def note(self, features: Sequence[np.ndarray], seconds: Sequence[float]) -> None:
+    def note(self, features: Sequence[np.ndarray] | np.ndarray, seconds: Sequence[float]) -> None:
         """The packs of one step on this rank, and the forward and backward seconds of each."""
         self._steps += 1
         if self.rank >= RANKS_KEPT or self._steps <= WARM_STEPS or self._kept >= PACKS_KEPT:

@@ -1,29 +1,34 @@
-"""The numbers of a training: metrics.jsonl, one object a step or evaluation, and the same for TensorBoard."""
+"""The numbers of a training: metrics.jsonl, one object a step or evaluation, and the same for TensorBoard and, if asked for, wandb."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from training.wandb_board import WandbBoard, refuse_wandb
 
 
 class Metrics:
     """Writes `folder`/metrics.jsonl and `folder`/tensorboard/stage<k>; only the rank that is `active` writes.
 
-    A step: kind "step", stage, step (from 1), loss, loss_by_task, rates, grad_norm, tokens, labelled, samples (items), packs, fill, keep,
-    seconds, wait. Losses in nats a labelled token; `fill`: tokens over the packs' budget, `keep`: kept over all visual tokens, `seconds`
-    of the step without waiting for data, `wait`: seconds of waiting. An evaluation: kind "held_out", stage, step, loss, loss_by_task,
-    labelled, items.
+    A step: kind "step", stage, step (from 1), and what training.numbers.step_numbers tells. An evaluation: kind "held_out", stage, step,
+    loss, loss_by_task (nats a labelled token), labelled, items. A number that is not known is null there and a gap in the curves.
+    wandb: settings of training.wandb_board. Raises ConfigError, on every rank, for those that cannot run.
     """
 
-    def __init__(self, folder: Path, active: bool) -> None:
+    def __init__(self, folder: Path, active: bool, wandb: Mapping[str, str] | None = None) -> None:
         self.path = folder / "metrics.jsonl"
         self.active = active
         self._boards: dict[int, Any] = {}
+        if wandb is not None:
+            refuse_wandb(wandb)
+        self._wandb = WandbBoard(folder, wandb) if active and wandb is not None else None
 
     def forget_after(self, stage: int, step: int) -> None:
-        """Drops the records of steps of `stage` beyond `step` and of later stages: they are made again."""
+        """Drops the records of steps of `stage` beyond `step` and of later stages: they are made again. wandb keeps both."""
         if not self.active or not self.path.is_file():
             return
         kept = []
@@ -46,18 +51,21 @@ class Metrics:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        board = self._board(record["stage"])
-        for name, value in record.items():
-            if isinstance(value, dict):
-                for key, inner in value.items():
-                    board.add_scalar(f"{record['kind']}/{name}/{key}", inner, record["step"])
-            elif isinstance(value, int | float) and name not in ("stage", "step"):
-                board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        stage, step, kind = record["stage"], record["step"], record["kind"]
+        numbers = curves(record)
+        board = self._board(stage)
+        for name, value in numbers.items():
+            board.add_scalar(f"{kind}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.write(stage, step, kind, numbers)
 
     def close(self) -> None:
         for board in self._boards.values():
             board.close()
         self._boards.clear()
+        if self._wandb is not None:
+            self._wandb.close()
+            self._wandb = None
 
     def _board(self, stage: int, purge_step: int | None = None) -> Any:
         if stage not in self._boards:
@@ -65,6 +73,17 @@ class Metrics:
 
             self._boards[stage] = SummaryWriter(str(self.path.parent / "tensorboard" / f"stage{stage}"), purge_step=purge_step)
         return self._boards[stage]
+
+
+def curves(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record by the name of their curve: those of a mapping (of tasks, sources, parts) are called <name>/<key>."""
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{key}": inner for key, inner in value.items() if inner is not None}
+        elif isinstance(value, int | float) and name not in ("stage", "step"):
+            found[name] = value
+    return found
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

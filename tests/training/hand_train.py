@@ -11,7 +11,6 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ import torch
 from tests.training import handmade
 from training import checkpoint
 from training.engine import Ranks, start_ranks
+from training.loader import LoadedStep
 from training.loop import run_stage
 from training.metrics import Metrics
 from training.model import PackLoss
@@ -42,7 +42,7 @@ class HandFeed:
     def start(self, epoch: int) -> Cursor:
         return Cursor(f"plan-{epoch}")
 
-    def run(self, epoch: int, cursor: Cursor) -> Iterator[SimpleNamespace]:
+    def run(self, epoch: int, cursor: Cursor) -> Iterator[LoadedStep]:
         assert cursor.plan_digest == f"plan-{epoch}"
         for number in range(cursor.window * 3 + cursor.step, EPOCH_STEPS):
             step = epoch * EPOCH_STEPS + number
@@ -53,7 +53,7 @@ class HandFeed:
             with self.notes.open("a") as file:
                 file.write(json.dumps([step + 1, [item.uid for batch in batches for item in batch.items]]) + "\n")
             after = Cursor(cursor.plan_digest, window, place + 1)
-            yield SimpleNamespace(window=window, step=place, batches=batches, cursor_after=after)
+            yield LoadedStep(window, place, number, batches, after, wait=0.0, bytes_read=0, predicted=float(len(batches)))
 
 
 def config(steps: int, every: int = 2, zero: str = "zero1", frozen: bool = False, **more: Any) -> TrainingConfig:
