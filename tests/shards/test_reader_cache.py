@@ -58,7 +58,7 @@ def made(tmp_path: Path) -> Made:
     publish(url, tmp_path, {f"train-{i:06d}": [one(2 * i), one(2 * i + 1)] for i in range(COUNT)})
     opened = Dataset.open(url)
     store = CountedStore(opened.store)
-    dataset = Dataset(store, opened.manifest)  # type: ignore[arg-type]
+    dataset = Dataset(store, opened.manifest)
     return Made(dataset, store, ShardCache(tmp_path / "cache", 1 << 30), opened.manifest.shards)
 
 
@@ -152,7 +152,7 @@ def test_processes_of_a_node_share_one_fetch(made: Made) -> None:
 def test_threads_share_one_fetch_too(made: Made) -> None:
     traffic = Traffic()
     with ThreadPoolExecutor(8) as pool:
-        states = set(pool.map(lambda _: made.cache.fill(made.store, made.shards[0], traffic), range(40)))  # type: ignore[arg-type]
+        states = set(pool.map(lambda _: made.cache.fill(made.store, made.shards[0], traffic), range(40)))
     assert states <= {"there", "busy"}
     assert traffic.counts()["tars"] == made.shards[0].bytes
 
@@ -161,7 +161,7 @@ def test_it_stays_within_its_bound_and_what_was_used_last_stays(made: Made) -> N
     size = made.shards[0].bytes
     assert {shard.bytes for shard in made.shards} == {size}
     cache = replace(made.cache, limit=2 * size + size // 2)
-    fill = [lambda n=n: cache.fill(made.store, made.shards[n], Traffic()) for n in range(COUNT)]  # type: ignore[arg-type,misc]
+    fill = [lambda n=n: cache.fill(made.store, made.shards[n], Traffic()) for n in range(COUNT)]
     assert [fill[0](), fill[1]()] == ["there", "there"]
     os.utime(cache.folder / made.tars(1).pop(), ns=(1, 1))
     os.utime(cache.folder / made.tars(0).pop(), ns=(2, 2))
@@ -175,7 +175,7 @@ def test_it_stays_within_its_bound_and_what_was_used_last_stays(made: Made) -> N
     assert len(held[0].read(10, 0)) == 10
     del held
     assert fill[3]() == "there"
-    assert replace(cache, limit=size // 2).fill(made.store, made.shards[0], Traffic()) == "no room"  # type: ignore[arg-type]
+    assert replace(cache, limit=size // 2).fill(made.store, made.shards[0], Traffic()) == "no room"
 
 
 def test_without_room_samples_come_by_ranges(made: Made) -> None:
@@ -207,14 +207,14 @@ def test_what_a_killed_process_left_is_taken_over_or_removed(made: Made) -> None
     (made.cache.folder / f"{left}.part").write_bytes(b"x" * 5000)
     (made.cache.folder / "00.tar.part").write_bytes(b"x" * 5000)
     cache = replace(made.cache, limit=made.shards[0].bytes + 100)
-    assert cache.fill(made.store, made.shards[0], Traffic()) == "there"  # type: ignore[arg-type]
+    assert cache.fill(made.store, made.shards[0], Traffic()) == "there"
     assert made.files() == made.tars(0)
     with open(made.cache.folder / "other.part", "wb") as busy:  # one that is being written stays
         busy.write(b"x")
         busy.flush()
         fcntl.flock(busy, fcntl.LOCK_EX)
         made.cache.drop(made.shards[0])
-        assert cache.fill(made.store, made.shards[1], Traffic()) in ("there", "no room")  # type: ignore[arg-type]
+        assert cache.fill(made.store, made.shards[1], Traffic()) in ("there", "no room")
         assert "other.part" in made.files()
 
 

@@ -80,7 +80,7 @@ def test_only_the_indexes_of_wanted_shards_are_read_and_few_are_held(tmp_path: P
     publish(url, tmp_path, {f"train-{i:06d}": [sample(2 * i), sample(2 * i + 1)] for i in range(5)})
     opened = Dataset.open(url)
     store = CountedStore(opened.store)
-    dataset = Dataset(store, opened.manifest)  # type: ignore[arg-type]
+    dataset = Dataset(store, opened.manifest)
     shards = [info.path for info in opened.manifest.shards]
     reader = PlacesReader(dataset, indexes=2)
     sizes = [info.index_bytes for info in opened.manifest.shards]
@@ -97,7 +97,7 @@ def test_neighbours_cost_one_request_and_what_is_counted_was_read(tmp_path: Path
     publish(url, tmp_path, {"train-000000": [sample(i) for i in range(12)]})
     opened = Dataset.open(url)
     store = CountedStore(opened.store)
-    dataset = Dataset(store, opened.manifest)  # type: ignore[arg-type]
+    dataset = Dataset(store, opened.manifest)
     reader = PlacesReader(dataset, indexes=1)
     members = reader.members({0})[0]
     before = store.requests
