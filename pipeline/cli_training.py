@@ -1,9 +1,8 @@
-"""The commands around training: train, evaluate, export, tokenizer, quickstart, and doctor, which tells whether they would run here."""
+"""The commands around training: train, export, tokenizer, quickstart, and doctor, which tells whether they would run here."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -101,31 +100,6 @@ def _show_plan(config: str, dataset: str | None, tokenizer: str | None, stages: 
     out.print(shown)
 
 
-def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="…/checkpoints/stage<k>/final")],
-    dataset: Annotated[str, typer.Argument(help="The dataset's folder or URL.")],
-    split: Annotated[str, typer.Option(help="Which of its splits.")] = "val",
-    packs: Annotated[int, typer.Option(min=1, help="About so many packs of it, always the same ones.")] = 64,
-    as_json: AsJson = False,
-) -> None:
-    """Loss of a finished stage on a split, under the profile, compression and budgets it was trained with."""
-    from training.evaluate import evaluate_checkpoint
-
-    first = _first_rank()
-    found = evaluate_checkpoint(checkpoint, dataset, split, packs)
-    if not first:
-        return
-    if as_json:
-        loss = found.loss if math.isfinite(found.loss) else None
-        put_line({"checkpoint": checkpoint, "dataset": dataset, "split": split, **asdict(found), "loss": loss})
-        return
-    shown = table("task", "loss, nats a labelled token")
-    for task, loss in [*sorted(found.loss_by_task.items()), ("all", found.loss)]:
-        shown.add_row(task, f"{loss:.4f}")
-    out.print(shown)
-    out.print(f"{found.items:,} items, {found.labelled:,} labelled tokens of split {split}")
-
-
 def export(
     checkpoint: Annotated[str, typer.Argument(help="…/checkpoints/stage<k>/final")],
     directory: Annotated[str, typer.Argument()],
@@ -217,5 +191,5 @@ def _first_rank() -> bool:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (train, evaluate, export, tokenizer, quickstart, doctor):
+    for command in (train, export, tokenizer, quickstart, doctor):
         app.command()(command)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shards.errors import InfrastructureError
-from training.engine import Tally
-from training.model import PackLoss
+from training.model import PackLoss, labelled_places
 
 if TYPE_CHECKING:
     from shards.profile import Profile
@@ -27,34 +24,81 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fovea")
 
+_AT_ONCE = 16  # packs that are dealt together: the same ones for every number of ranks that divides it
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Mean cross entropy over labelled tokens, nats: of all and of each task; NaN where nothing is labelled."""
+    """Mean cross entropy over labelled tokens, nats: of all, of each task and of each source; NaN where nothing is labelled. `skipped`:
+    items that could not be read or decoded, which the loss is without."""
 
     loss: float
     loss_by_task: dict[str, float]
     labelled: int
     items: int
+    loss_by_source: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
 
 
 def held_out_loss(model: nn.Module, batches: Iterable[PackBatch]) -> HeldOut:
     """The loss of `model` on this rank's packs, summed over all ranks (every rank must call it). Weights stay as they are."""
     loss_of = PackLoss(model)
     training = model.training
-    device = next(model.parameters()).device
-    tally = Tally()
+    sums = _Sums()
     model.eval()
     try:
         with torch.no_grad():
             for batch in batches:
-                tally.add(batch, loss_of(batch)[1])
+                sums.add(batch, loss_of(batch)[1])
     finally:
         model.train(training)
-    totals = tally.over_ranks(device)
-    if totals.labelled and not math.isfinite(totals.loss):
-        log.warning("the held-out loss is not finite (%s)", totals.loss)
-    return HeldOut(totals.loss if totals.labelled else math.nan, totals.by_task, totals.labelled, totals.samples)
+    found = sums.over_ranks()
+    if found.labelled and not math.isfinite(found.loss):
+        log.warning("the held-out loss is not finite (%s)", found.loss)
+    return found
+
+
+class _Sums:
+    """Cross entropy and labelled tokens of this rank's packs by task and source, float64."""
+
+    def __init__(self) -> None:
+        self.by: dict[tuple[str, str], list[float]] = {}
+        self.items = self.skipped = 0
+
+    def add(self, batch: PackBatch, tokens: torch.Tensor) -> None:
+        """`tokens`: cross entropy of each labelled token in the pack's order, float32 [labelled]."""
+        numbers = ((batch.position_ids[0] == 0).cumsum(0) - 1)[labelled_places(batch)]
+        losses = torch.zeros(max(1, len(batch.items)), dtype=torch.float64).index_add_(0, numbers, tokens.double().cpu())
+        counts = numbers.bincount(minlength=len(batch.items))
+        for item, loss, count in zip(batch.items, losses.tolist(), counts.tolist(), strict=False):
+            entry = self.by.setdefault((item.task, item.source), [0.0, 0.0])
+            entry[0] += loss
+            entry[1] += count
+        self.items += len(batch.items)
+        self.skipped += len(batch.skipped)
+
+    def over_ranks(self) -> HeldOut:
+        everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everywhere, (self.by, self.items, self.skipped))
+        entries = [entry for by, _, _ in everywhere for entry in sorted(by.items())]
+
+        def mean(of: int | None, name: str = "") -> float:
+            mine = [sums for key, sums in entries if of is None or key[of] == name]
+            count = math.fsum(sums[1] for sums in mine)
+            return math.fsum(sums[0] for sums in mine) / count if count else math.nan
+
+        def means(of: int) -> dict[str, float]:
+            named = sorted({key[of] for key, sums in entries if sums[1]})
+            return {name: mean(of, name) for name in named}
+
+        return HeldOut(
+            loss=mean(None),
+            loss_by_task=means(0),
+            labelled=int(sum(sums[1] for _, sums in entries)),
+            items=sum(items for _, items, _ in everywhere),
+            loss_by_source=means(1),
+            skipped=sum(skipped for _, _, skipped in everywhere),
+        )
 
 
 def evaluate(
@@ -71,11 +115,16 @@ def evaluate(
     """Held-out loss over (about) the first `packs` packs of a fixed plan of `split`: all its items as they come, under the stage's budgets
     and compression. The plan's seed is 0 and its pass 0, whatever training uses. Raises ShardError where the dataset has no such split.
     """
-    from training.feed import DatasetFeed, plan_config
+    from training.feed import DatasetFeed
     from training.mixture import Mixture
+    from training.stage_plan import plan_config
+    from training.stages import SkipLimit
 
-    feed = DatasetFeed(dataset, split, Mixture(), plan_config(stage, 0), profile, tokenizer, ranks, workers)
-    steps = islice(feed.run(0, feed.start(0)), math.ceil(packs / (stage.step.packs or 16)))
+    at_once = math.lcm(_AT_ONCE, ranks.world)
+    config = replace(plan_config(stage, 0), packs=at_once, samples=None, divisible_by=1, too_long="leave_out")
+    never = SkipLimit(share=1.0)  # what cannot be read is counted beside the loss, and ends nothing
+    feed = DatasetFeed(dataset, split, Mixture(), config, profile, tokenizer, ranks, workers, limit=never)
+    steps = islice(feed.run(0, feed.start(0)), math.ceil(packs / at_once))
     return held_out_loss(model, (batch for step in steps for batch in step.batches))
 
 
@@ -84,22 +133,10 @@ def evaluate_checkpoint(checkpoint: str | Path, dataset: str, split: str = "val"
     it was trained with; under torchrun on all ranks. Raises InfrastructureError where `checkpoint` is no finished stage, ShardError and
     ProfileError where the dataset has no such split or was measured otherwise.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    from shards.profile import Profile
     from shards.reader import Dataset
-    from shards.tokenizer import load_tokenizer
-    from training.engine import rank_device, start_ranks
-    from training.model import from_hf
-    from training.stages import StageConfig
+    from training.engine import start_ranks
+    from training.subject import load_subject
 
-    folder = Path(checkpoint)
-    if not (folder / "fovea.json").is_file():
-        raise InfrastructureError(f"{folder}: no finished stage (there is no fovea.json); give …/checkpoints/stage<k>/final")
-    disable_progress_bar()
-    facts = json.loads((folder / "fovea.json").read_text("utf-8"))
-    profile = Profile(**{**facts["profile"], "report_thresholds": tuple(facts["profile"]["report_thresholds"])})
-    stage = StageConfig.model_validate(facts["block"])
     opened, ranks = Dataset.open(dataset), start_ranks()
-    model = from_hf(folder).to(rank_device())
-    return evaluate(model, opened, load_tokenizer(folder), profile, stage, split, packs, ranks)
+    subject = load_subject(checkpoint)
+    return evaluate(subject.model, opened, subject.tokenizer, subject.profile, subject.stage, split, packs, ranks)

@@ -77,7 +77,7 @@ def samples() -> list[Asked]:
             "multi_image",
             (user(("image", 0), "First?"), says("red"), user(("image", 1), "And now?"), says("blue")),
             (red, blue),
-            {"answers": [["ruby"], ["navy", "sky"]]},
+            {"answers": [["ruby"], ["navy", "sky"]], "one": ["ruby"]},
         ),
         Asked("moves", "video", (user(("video", 0), "What happens?"), says("moves right")), (("video", clip("red", True)),)),
         Asked("said", "text", (user("What is 2 and 2?"), says("It is 4."))),
@@ -86,8 +86,8 @@ def samples() -> list[Asked]:
     ]
     captions = {"captions": ["a square of red", "one red square"]}
     for number in range(2):
-        about = (user(("image", 0), "Describe it."), says(f"A red square on grey, number {number}."))
-        made.append(Asked(f"caption-{number}", "short_caption", about, (red,), captions))
+        about = (user(("image", 0), "Describe it."), says(f"A {'red' if number == 0 else 'blue'} square on grey, number {number}."))
+        made.append(Asked(f"caption-{number}", "short_caption", about, (red if number == 0 else blue,), captions))
     return made
 
 
