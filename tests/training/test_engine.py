@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +58,10 @@ def test_thirty_steps_on_a_handful_of_packs_are_learnt(ranks: Ranks) -> None:
     assert (results[0].packs, results[0].samples) == (4, 15)
     assert results[0].tokens == sum(b.input_ids.shape[1] for b in handmade.packs(4))
     assert results[0].keep == pytest.approx((6 * 4 + 3 * 5) / (6 * 4 + 3 * 8))
+    assert (results[0].items, results[0].visual, results[0].kept) == (15, 6 * 4 + 3 * 8, 6 * 4 + 3 * 5)
+    assert results[0].patches == 6 * 4 + 3 * 32
+    assert len(results[0].pack_seconds) == 4
+    assert results[0].imbalance == 1.0, "one rank is as slow as the slowest"
 
 
 def test_frozen_parts_are_the_same_to_the_bit(ranks: Ranks) -> None:
@@ -128,9 +134,29 @@ def test_the_device_is_this_ranks_gpu_unless_the_cpu_is_asked_for(monkeypatch: p
     assert rank_device() == torch.device("cpu"), "DeepSpeed would be on another device than the model"
 
 
-def test_ranks_that_do_not_divide_a_steps_packs_are_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot be shared by 3 ranks"):
-        build_engine(handmade.model(), stage(), config(stage()), Ranks(0, 3))
+def test_zero_0_clips_and_tells_the_norm_as_the_others_do(ranks: Ranks) -> None:
+    one = stage(clip=0.5)
+    found = []
+    for zero in ("zero0", "zero1"):
+        engine = build_engine(handmade.model(), one, config(one).model_copy(update={"deepspeed": zero}), ranks)
+        found.append([train_step(engine, one, handmade.packs(2), step, 2) for step in range(2)])
+    assert [r.loss for r in found[0]] == pytest.approx([r.loss for r in found[1]], rel=1e-6)
+    assert [r.grad_norm for r in found[0]] == pytest.approx([r.grad_norm for r in found[1]], rel=1e-5)
+    assert found[0][0].grad_norm > 0.5
+
+
+def test_settings_that_are_the_stages_to_say_are_refused(ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"gradient_clipping": 2.0, "zero_optimization": {"stage": 1}}))
+    with pytest.raises(ConfigError, match="`gradient_clipping` is the stage's to say"):
+        build_engine(handmade.model(), stage(), config(stage()).model_copy(update={"deepspeed": str(tmp_path / "own.json")}), ranks)
+
+
+def test_rotary_frequencies_stay_exact_in_bf16(ranks: Ranks) -> None:
+    exact = {name: buffer.clone() for name, buffer in handmade.model().named_buffers() if buffer.is_floating_point()}
+    engine = build_engine(handmade.model(), stage(), config(stage(), precision="bf16"), ranks)
+    kept = dict(engine.module.model.named_buffers())
+    assert exact
+    assert all(torch.equal(kept[name], value) and kept[name].dtype == torch.float32 for name, value in exact.items())
 
 
 def test_the_schedule_rises_over_the_warm_up_and_ends_near_zero() -> None:
