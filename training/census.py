@@ -34,11 +34,12 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Census:
     """cells sorted by (task, source).   rows  all index rows' items that the predicate lets through.   dropped  how many of them fit into
-    no pack; `listed` the first of them in the order of the shards."""
+    no pack, `over_tokens` of those for their tokens, the others for their patches alone; `listed` the first in the order of the shards."""
 
     cells: tuple[Cell, ...]
     rows: int
     dropped: int
+    over_tokens: int
     listed: tuple[Dropped, ...]
 
 
@@ -47,14 +48,15 @@ def take_census(
 ) -> Census:
     """Reads every shard once, `threads` at a time; memory is a shard's for each, and 256 KB for each cell."""
     tally: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
-    rows = dropped = 0
+    rows = dropped = over_tokens = 0
     listed: list[Dropped] = []
     for found in in_order(partial(candidates, source, bounds=bounds, where=where), source.shards, threads):
         rows, dropped = rows + found.found, dropped + len(found.dropped)
+        over_tokens += sum(item.tokens > bounds.seq_tokens for item in found.dropped)
         listed.extend(found.dropped[: DROPPED_LISTED - len(listed)])
         _count(tally, found, weights_of(found, by), seed)
     cells = tuple(Cell(*name, *tally[name]) for name in sorted(tally))
-    return Census(cells, rows, dropped, tuple(listed))
+    return Census(cells, rows, dropped, over_tokens, tuple(listed))
 
 
 def weights_of(items: Candidates, by: Literal["items", "tokens"]) -> np.ndarray:

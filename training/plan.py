@@ -122,6 +122,7 @@ class PlanReport:
 
     items: int
     dropped: int
+    over_tokens: int
     windows: int
     steps: int
     packs: int
@@ -149,7 +150,7 @@ class Laid:
     """What is known of an epoch once every window was packed once; small, and all that a plan is made again from.
 
     choices  of the mixture.   sources  names, in the order of `Counts.by_source`.   windows  shards of each.   counts  of each.
-    dropped  items that fit into no pack, `listed` the first of them.   packs_per_step  of the whole epoch.
+    dropped  items that fit into no pack, `over_tokens` of them for their tokens; `listed` the first of them.   packs_per_step  of the whole epoch.
     """
 
     choices: tuple[Choice, ...]
@@ -157,6 +158,7 @@ class Laid:
     windows: tuple[tuple[str, ...], ...]
     counts: tuple[Counts, ...]
     dropped: int
+    over_tokens: int
     listed: tuple[Dropped, ...]
     packs_per_step: int
 
@@ -286,6 +288,7 @@ class Plan:
         return PlanReport(
             items=total["items"],
             dropped=self.laid.dropped,
+            over_tokens=self.laid.over_tokens,
             windows=len(counts),
             steps=steps,
             packs=total["packs"],
@@ -390,7 +393,7 @@ def make_plan(
     windows = tuple(tuple(names[i : i + config.window_shards]) for i in range(0, len(names), config.window_shards))
     chosen_cost = cost or CostModel()
     digest = plan_digest(source, mixture, config, chosen_cost)
-    laid = Laid(choices, sources, windows, (), census.dropped, census.listed, 1)
+    laid = Laid(choices, sources, windows, (), census.dropped, census.over_tokens, census.listed, 1)
     plan = Plan(source, mixture, config, chosen_cost, laid, digest)
     counts = tuple(in_order(lambda number: _counted(plan, number), range(len(windows)), threads))
     packs, items = sum(c.packs for c in counts), sum(c.items for c in counts)

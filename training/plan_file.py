@@ -15,7 +15,7 @@ from training.mixture import Choice, Mixture
 from training.plan import Laid, Plan, PlanConfig, plan_digest
 from training.window import Counts
 
-PLAN_FORMAT = "fovea-plan/2"
+PLAN_FORMAT = "fovea-plan/3"
 
 
 def plan_bytes(plan: Plan) -> str:
@@ -55,6 +55,7 @@ def _laid(value: dict[str, Any]) -> Laid:
         windows=tuple(tuple(names) for names in value["windows"]),
         counts=tuple(Counts(**{**c, "by_source": tuple(c["by_source"])}) for c in value["counts"]),
         dropped=value["dropped"],
+        over_tokens=value["over_tokens"],
         listed=tuple(Dropped(**d) for d in value["listed"]),
         packs_per_step=value["packs_per_step"],
     )
