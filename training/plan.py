@@ -116,6 +116,7 @@ class Window:
 class PlanReport:
     """An epoch in numbers. Fills are shares of the bounds over all packs with items; `fill` counts the fuller bound of each pack.
 
+    dropped    items that fit into no pack, `over_tokens` of them for their tokens, the others for their patches alone.
     by_source  share of the tokens.   imbalance  for numbers of ranks: mean over steps of the dearest rank's predicted cost over the mean
     rank's, less 1; over the steps of `windows_looked_at` windows spread over the epoch.
     """
@@ -150,7 +151,8 @@ class Laid:
     """What is known of an epoch once every window was packed once; small, and all that a plan is made again from.
 
     choices  of the mixture.   sources  names, in the order of `Counts.by_source`.   windows  shards of each.   counts  of each.
-    dropped  items that fit into no pack, `over_tokens` of them for their tokens; `listed` the first of them.   packs_per_step  of the whole epoch.
+    dropped  items that fit into no pack, `over_tokens` of them for their tokens; `listed` the first of them.
+    packs_per_step  of the whole epoch.
     """
 
     choices: tuple[Choice, ...]
