@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -36,18 +35,9 @@ def launch(*arguments: object, dies: bool = False) -> None:
     assert codes == [-signal.SIGKILL if dies else 0], said[-3000:]
 
 
-def torchrun(*arguments: object, ranks: int) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.training.hand_launch", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def ranks_of_two(corpus: SimpleNamespace, out: Path, *arguments: object) -> tuple[list[int | None], str]:
+    """`train` on two ranks: their exit codes, and what both said."""
+    return forked.run(hand_launch.main, [corpus.dataset, corpus.words, out, *arguments], ranks=2)
 
 
 def numbers(out: Path) -> list[tuple]:
@@ -68,6 +58,15 @@ def whole(corpus: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> 
     launch(corpus.dataset, corpus.words, out)
     report = train(CONFIG, None, out)
     return SimpleNamespace(out=out, report=report)
+
+
+@pytest.fixture(scope="module")
+def two(corpus: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on two ranks."""
+    out = tmp_path_factory.mktemp("two") / "out"
+    codes, said = ranks_of_two(corpus, out)
+    assert codes == [0, 0], said[-3000:]
+    return out
 
 
 def test_every_stage_lowers_the_held_out_loss_and_starts_where_the_last_one_ended(whole: SimpleNamespace) -> None:
@@ -140,9 +139,8 @@ def test_a_kill_in_any_stage_changes_nothing(corpus: SimpleNamespace, whole: Sim
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_two_ranks_give_the_losses_of_one(corpus: SimpleNamespace, whole: SimpleNamespace, tmp_path: Path) -> None:
-    torchrun(corpus.dataset, corpus.words, tmp_path, ranks=2)
-    ours, theirs = numbers(tmp_path), numbers(whole.out)
+def test_two_ranks_give_the_losses_of_one(whole: SimpleNamespace, two: Path) -> None:
+    ours, theirs = numbers(two), numbers(whole.out)
     assert [n[:3] for n in ours] == [n[:3] for n in theirs]
     assert [n[3] for n in ours] == pytest.approx([n[3] for n in theirs], rel=1e-3)
 
