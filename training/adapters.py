@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shards.errors import ConfigError
+from shards.errors import ConfigError, InfrastructureError
+from training.durable import publish
 from training.stages import PART_NAMES, LoraConfig, close_to
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ def merge_adapters(model: nn.Module, folder: Path | None = None) -> int:
 
 def save_adapters(model: nn.Module, folder: Path) -> list[Path]:
     """Writes `folder`/<part>/adapter_model.safetensors and adapter_config.json, the form that peft.PeftModel.from_pretrained reads onto the
-    model that the stage started from. An older folder is replaced, a part at a time. Returns the parts' folders."""
+    model that the stage started from. An older folder is replaced, a part at a time. Returns the parts' folders.
+    Raises InfrastructureError where the disk does not take them."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     layers = adapted(model)
@@ -128,14 +130,16 @@ def save_adapters(model: nn.Module, folder: Path) -> list[Path]:
         target = folder / part
         scratch = folder / f".{part}.tmp"
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
-        (scratch / "adapter_config.json").write_text(json.dumps(_peft_json(own, part), indent=1), "utf-8")
-        for path in scratch.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
+        try:
+            scratch.mkdir(parents=True)
+            save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
+            (scratch / "adapter_config.json").write_text(json.dumps(_peft_json(own, part), indent=1), "utf-8")
+            publish(scratch, target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise InfrastructureError(
+                f"{target}: the adapters could not be written ({error}); make room and start again, the stage continues from its checkpoint"
+            ) from error
         written.append(target)
     return written
 

@@ -11,14 +11,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from shards.errors import ConfigError
+from shards.errors import ConfigError, InfrastructureError
 from tests.training import forked, hand_adapters, handmade
 from tests.training.handmade import item, packed
 from training.adapters import adapted, add_adapters, merge_adapters
 from training.checkpoint import final_dir, latest_state, stage_dir
+from training.config_text import load_training_config
+from training.engine import build_engine, start_ranks, train_step
 from training.metrics import read_metrics
-from training.model import PackLoss, freeze, from_hf, parameter_groups, parts
-from training.stages import LoraConfig
+from training.model import PackLoss, cast_weights, freeze, from_hf, parameter_groups, parts
+from training.stages import LoraConfig, StageConfig, TrainingConfig
 
 PACK = packed([item("image", 1), item("video", 2), item("text", 3)])
 BOTH = {"vision_encoder": LoraConfig(rank=2, alpha=4, targets=("q_proj", "mlp.fc1")), "llm": LoraConfig(rank=4)}
@@ -127,6 +129,30 @@ def test_what_cannot_be_adapted_is_told() -> None:
     model = _with(BOTH)
     with pytest.raises(ConfigError, match="already has adapters"):
         add_adapters(model, {"projector": LoraConfig()}, 0)
+
+
+def test_adapters_learn_in_bf16_with_checkpointing_below_a_frozen_encoder() -> None:
+    """As configs/training/finetune.yaml has it, on a small model."""
+    shipped = load_training_config("finetune")
+    changes = {"step": {"packs": 4}, "seq_tokens": 64, "pack_patches": 64, "steps": 1, "schedule": "constant", "warmup_ratio": 0}
+    stage = StageConfig.model_validate({**shipped.stages[1].model_dump(exclude={"epochs"}), **changes})
+    small = {"preset": "tiny", "precision": shipped.model.precision, "gradient_checkpointing": shipped.model.gradient_checkpointing}
+    settings = TrainingConfig.model_validate({"name": "small", "model": small, "stages": {1: stage.model_dump()}})
+    ranks, model = start_ranks(), cast_weights(handmade.model(), "bf16")
+    add_adapters(model, stage.adapters, 0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine = build_engine(model, stage, settings, ranks)
+    train_step(engine, stage, handmade.packs(4), 0, 1)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p.cpu(), before[name])}
+    assert {name for name in before if ".lora_B." in name} <= moved
+    assert {name for name in moved if ".lora_" not in name and not name.startswith("model.projector.")} == set()
+    engine.destroy()
+
+
+def test_a_disk_that_takes_no_adapters_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InfrastructureError, match=r"llm: the adapters could not be written .*make room"):
+        merge_adapters(_with({"llm": LoraConfig()}), tmp_path / "file")
 
 
 def _with(adapters: dict[str, LoraConfig], dtype: torch.dtype = torch.float32) -> torch.nn.Module:
