@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,21 @@ from shards.items import Item, Message, Part
 from shards.manifest import Manifest, profile_entries, save_manifest
 from shards.measure import Medium, measure_item
 from shards.media import Limits
-from shards.profile import Profile
+from shards.profile import Profile, load_profile
 from shards.publish import publish_shard
+from shards.reader import Dataset
 from shards.sample import Texts, uid_of
 from shards.store import open_store
-from shards.tokenizer import END, special_id, text_only
+from shards.tokenizer import END, load_tokenizer, special_id, text_only, tokenizer_digest, train_tokenizer
 from shards.writer import ShardMedium, ShardSample, write_shard
+from tests.training import handmade
 from tests.training.small_dataset import clip, picture
+from training.checkpoint import save_final
 from training.collate import IGNORED, LoadedItem, collate
-from training.model import PackLoss
-from training.questions import Question
+from training.engine import Ranks, start_ranks
+from training.launch import tokenizer_files
+from training.model import PackLoss, build_tiny, special_ids
+from training.questions import Asker, Question
 
 VERSION = "a5cedda7"
 CHOICE = "What is it?\nA. a circle\nB. a bar"
@@ -142,3 +148,25 @@ def teach(model: Any, questions: Sequence[Question], tokenizer: Any, steps: int)
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses
+
+
+BLOCK = {"profile": "tiny_video", "compress": True, "train": {"llm": 1.0}, "step": {"packs": 2}, "seq_tokens": 512, "pack_patches": 512}
+
+
+def finished_stage(folder: Path, steps: int) -> SimpleNamespace:
+    """The dataset, and the end of a stage whose model was taught its answers: dataset, final, uid (of each key), folder, losses."""
+    held = samples()
+    spoken = [part.text for one in held for message in one.messages for part in message.content]
+    train_tokenizer([*spoken, "user\nassistant\nTime 0.0s:,"], folder / "words", 300)
+    tokenizer = load_tokenizer(folder / "words")
+    profile = load_profile("tiny_video", tokenizer_digest(folder / "words"))
+    dataset = write(folder, held, tokenizer, profile)
+    asker = Asker(Dataset.open(dataset), profile, tokenizer, True, {}, Limits())
+    questions, _, _ = asker.ask(asker.rows("val", None))
+    start_ranks()
+    model = build_tiny(len(tokenizer), handmade.SMALL, special_ids(tokenizer), 3)
+    losses = teach(model, questions, tokenizer, steps)
+    facts = {"stage": 1, "stage_digest": "d", "profile": asdict(profile), "compress": True, "block": BLOCK}
+    final = save_final(model, folder, 1, facts, Ranks(0, 1), beside=tokenizer_files(folder / "words"))
+    uid = {one.key: one.uid for one in held}
+    return SimpleNamespace(dataset=str(dataset), final=final, folder=folder, uid=uid, losses=losses)

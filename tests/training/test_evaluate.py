@@ -13,43 +13,22 @@ import pytest
 import torch
 
 from shards.errors import ConfigError, InfrastructureError, ProfileError, ShardError
-from shards.media import Limits
-from shards.profile import load_profile
 from shards.reader import Dataset
-from shards.tokenizer import load_tokenizer, tokenizer_digest, train_tokenizer
 from tests.training import asked, forked, hand_evaluate, handmade
 from training.answers import score_answers
-from training.checkpoint import save_final
-from training.engine import Ranks, start_ranks
 from training.evaluate import held_out_loss
 from training.evaluation import Evaluation, score_checkpoint
 from training.export import export
-from training.launch import tokenizer_files
-from training.model import build_tiny, special_ids
-from training.questions import Asker
 
-BLOCK = {"profile": "tiny_video", "compress": True, "train": {"llm": 1.0}, "step": {"packs": 2}, "seq_tokens": 512, "pack_patches": 512}
 GOLD = {"short_caption": "captions", "multi_image": "answers"}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A model that knows the answers of a dataset, as the end of a stage."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    held = asked.samples()
-    spoken = [part.text for one in held for message in one.messages for part in message.content]
-    train_tokenizer([*spoken, "user\nassistant\nTime 0.0s:,"], folder / "words", 300)
-    tokenizer = load_tokenizer(folder / "words")
-    profile = load_profile("tiny_video", tokenizer_digest(folder / "words"))
-    dataset = asked.write(folder, held, tokenizer, profile)
-    asker = Asker(Dataset.open(dataset), profile, tokenizer, True, {}, Limits())
-    questions, _, _ = asker.ask(asker.rows("val", None))
-    start_ranks()
-    model = build_tiny(len(tokenizer), handmade.SMALL, special_ids(tokenizer), 3)
-    assert asked.teach(model, questions, tokenizer, 150)[-1] < 0.05
-    facts = {"stage": 1, "stage_digest": "d", "profile": asdict(profile), "compress": True, "block": BLOCK}
-    final = save_final(model, folder, 1, facts, Ranks(0, 1), beside=tokenizer_files(folder / "words"))
-    return SimpleNamespace(dataset=str(dataset), final=final, folder=folder, uid={one.key: one.uid for one in held}, tokenizer=tokenizer)
+    stage = asked.finished_stage(tmp_path_factory.mktemp("evaluate"), 150)
+    assert stage.losses[-1] < 0.05
+    return stage
 
 
 def _scored(made: SimpleNamespace, checkpoint: Path | None = None, **arguments: Any) -> Evaluation:
