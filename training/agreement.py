@@ -10,6 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from shards.errors import InfrastructureError
 from training.rank_group import agreed
 
@@ -34,11 +36,12 @@ def attempt(work: Callable[[], None], folder: Path) -> str | None:
     """What kept `work` from reading or writing under `folder`, for people; None if it was done.
 
     A rank that raised alone would leave the others waiting for it: problems are told first (`agree`) and raised after that. torch's
-    writer reports a full disk as a RuntimeError without an errno, so the room that is left is told beside it.
+    writer reports a full disk as a RuntimeError without an errno, and safetensors as an error of its own, so the room that is left is told
+    beside it.
     """
     try:
         work()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"{lines[0][:300]} ({_room(folder)})"
     return None

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shards.errors import ConfigError, FoveaError, InfrastructureError
+from training.roll_call import absent, answer, sign_in
 
 if TYPE_CHECKING:
     from training.engine import Ranks
@@ -64,17 +65,19 @@ def one_run(out: Path) -> Iterator[Ranks | None]:
         ) from error
     mark: Path | None = None
     try:
+        sign_in(ranks)
         mark = _shared_mark(ranks, out)
         yield ranks
         torch.distributed.barrier()  # until here one that fails is heard
     except EndedElsewhere:
         raise
     except Exception as error:
+        answer(ranks)
         if mark is not None and not _first_to_end(mark):
             raise EndedElsewhere("another rank ended the run and says why") from error
         if not isinstance(error, FoveaError) and _is_lost(error):
             raise InfrastructureError(
-                f"rank {ranks.rank} lost the connection to another rank, which is gone (killed, out of memory, or its machine); "
+                f"rank {ranks.rank} lost the connection to {absent(ranks)}, which is gone (killed, out of memory, or its machine); "
                 f"the same command continues from the last checkpoint under {out} ({_first_line(error)})",
                 retryable=True,
             ) from error

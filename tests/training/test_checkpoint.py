@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,17 @@ from safetensors.torch import load_file
 
 from shards.errors import ConfigError, InfrastructureError
 from tests.training import forked, hand_train
-from tests.training.hand_train import config
+from tests.training.hand_train import config, zero_settings
 from training.checkpoint import final_dir, finished, latest_state, stage_dir
 from training.metrics import read_metrics
 
 
-def train(out: Path, *options: str, ranks: int = 1, dies: bool = False) -> None:
-    codes, said = forked.run(hand_train.main, [out, *options], ranks)
+def run(out: Path, *options: object, ranks: int = 1) -> tuple[list[int | None], str]:
+    return forked.run(hand_train.main, [out, *options], ranks)
+
+
+def train(out: Path, *options: object, ranks: int = 1, dies: bool = False) -> None:
+    codes, said = run(out, *options, ranks=ranks)
     assert codes == [-signal.SIGKILL if dies else 0] * ranks, said[-3000:]
 
 
@@ -78,21 +84,65 @@ def _refused_while_a_file_is_cut(checkpoint: Path) -> None:
     path.write_bytes(whole)
 
 
-def test_two_ranks_take_the_steps_of_one_and_continue_each_others_checkpoints(whole: Path, tmp_path: Path) -> None:
-    two = tmp_path / "two"
-    train(two, ranks=2)
-    one = losses(whole)
-    assert [step for step, _, _ in losses(two)] == [step for step, _, _ in one]
-    for (_, ours, norm), (_, theirs, their_norm) in zip(losses(two), one, strict=True):
+def test_killed_under_zero_3_it_goes_on_to_the_last_digit_too(tmp_path: Path) -> None:
+    zero = ("--zero", zero_settings(tmp_path, 3))
+    train(tmp_path / "whole", *zero)
+    train(tmp_path / "killed", *zero, "--die-before", 7, dies=True)
+    train(tmp_path / "killed", *zero)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def disk_full(out: Path, *options: object) -> None:
+    """On the last rank, while it writes the state of the optimizer for the second checkpoint."""
+    codes, said = run(out, *options, "--full-in-save", 4, ranks=2)
+    assert codes == [1, 1], said[-3000:]
+    assert re.search(r"InfrastructureError: .*checkpoint .*step-000004 could not be written: .*rank_1_.*optim_states.pt: .*GB free", said)
+    assert re.search(r"keep fewer, and start again: .*step-000002 is whole, and the stage continues from it", said)
+    assert sorted(p.name for p in stage_dir(out, 1).iterdir()) == ["latest", "step-000002"], "the room is given back"
+
+
+def rank_dies(out: Path, *options: object) -> None:
+    codes, said = run(out, *options, "--lose", 1, 5, ranks=2)
+    assert codes == [1, -signal.SIGKILL], said[-3000:]
+    assert re.search(r"InfrastructureError: .*rank 1.* gone .*continues from the last checkpoint", said), said[-3000:]
+
+
+def rank_hangs(out: Path, *options: object) -> None:
+    codes, said = run(out, *options, "--hang", 1, 5, ranks=2)
+    assert codes == [1, hand_train.GAVE_UP], said[-3000:]
+    assert re.search(r"InfrastructureError: .*rank 1.* gone .*continues from the last checkpoint", said), said[-3000:]
+
+
+@pytest.mark.parametrize(("zero", "accident"), [(1, disk_full), (2, rank_dies), (3, rank_hangs)], ids=["1-disk", "2-dies", "3-hangs"])
+def test_two_ranks_then_one_then_two_are_the_run_that_nothing_happened_to(
+    whole: Path, tmp_path: Path, zero: int, accident: Callable
+) -> None:
+    out, options = tmp_path / "out", ("--zero", zero_settings(tmp_path, zero))
+    accident(out, *options)
+    found = latest_state(stage_dir(out, 1))
+    assert (found[1].step, found[1].world) == (2 if accident is disk_full else 4, 2)
+    train(out, *options, "--die-before", 7, dies=True)
+    found = latest_state(stage_dir(out, 1))
+    assert (found[1].step, found[1].world) == (6, 1)
+    train(out, *options, ranks=2)
+    assert [step for step, _, _ in losses(out)] == list(range(1, 10))
+    for (_, ours, norm), (_, theirs, their_norm) in zip(losses(out), losses(whole), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
         assert ours == pytest.approx(theirs, rel=1e-5)
         assert norm == pytest.approx(their_norm, rel=1e-3)
-    assert [sorted(a[1] + b[1]) for a, b in zip(ids(two, 0), ids(two, 1), strict=True)] == [sorted(i) for _, i in ids(whole)]
-
-    grown = tmp_path / "grown"
-    train(grown, "--die-before", "7", dies=True)
-    train(grown, ranks=2)
-    assert [r[1] for r in losses(grown)] == pytest.approx([r[1] for r in one], rel=1e-5)
-    assert [step for step, _ in ids(grown, 1)] == [7, 8, 9]
+    items: dict[int, set[str]] = {}
+    for step, names in [*ids(out, 0), *ids(out, 1)]:
+        items.setdefault(step, set()).update(names)
+    assert items == {step: set(names) for step, names in ids(whole)}, "what was seen again was the same"
+    assert [step for step, _ in ids(out, 0)][-3:] == [7, 8, 9] == [step for step, _ in ids(out, 1)][-3:]
+    first, second = (torch.load(out / f"after-{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone = torch.load(whole / "after-0.pt", weights_only=True)
+    assert first["after"] == second["after"] == pytest.approx(float(alone["after"]), rel=1e-4), "each rank is left with all the weights"
+    assert [first["tied"], second["tied"]] == [True, True]
+    ours, theirs = (load_file(final_dir(folder, 1) / "model.safetensors") for folder in (out, whole))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-4)
 
 
 def test_the_newest_whole_checkpoint_is_found_where_the_pointer_is_behind_or_gone(tmp_path: Path) -> None:
