@@ -1,9 +1,10 @@
 """What our training step costs beside a bare loop: forward, backward and step on the same DeepSpeed engine over the same packs.
 
-python benchmarks/trainer_step.py [--steps 24] [--threads 2] [--json OUT]
+python benchmarks/trainer_step.py [--steps 24] [--packs 2] [--threads 2] [--json OUT]
 
 Both run in one process on one engine, alternating step by step, so that neither has the machine to itself. Ours adds the count of labelled
-tokens over all ranks, the sums for each task, the check for what is not finite, and the rates. The goal is a ratio of 1.05 at most.
+tokens over all ranks, the sums for each task, the check for what is not finite, and the rates. The goal is a ratio of 1.03 at most
+for steps of 100 ms and more; seconds of the processor are told beside those of the clock, for on a busy machine the latter are noise.
 """
 
 from __future__ import annotations
@@ -58,13 +59,15 @@ def measure(ranks: Ranks, steps: int, packs_per_step: int) -> dict[str, Any]:
     batches = [pack(seed) for seed in range(packs_per_step)]
     ours: list[float] = []
     bare: list[float] = []
+    spent: list[list[float]] = [[], []]
     for step in range(2 * (steps + 2)):
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         if step % 2:
             train_step(engine, stage, batches, step, 10 * steps)
         else:
             bare_step(engine, batches)
         (ours if step % 2 else bare).append(time.perf_counter() - started)
+        spent[step % 2].append(time.process_time() - worked)
     ours, bare = ours[2:], bare[2:]  # the first two of each warm caches and allocators
     ratios = [a / b for a, b in zip(ours, bare, strict=True)]
     return {
@@ -75,7 +78,8 @@ def measure(ranks: Ranks, steps: int, packs_per_step: int) -> dict[str, Any]:
         "bare_ms": round(1000 * statistics.median(bare), 2),
         "ratio": round(statistics.median(ours) / statistics.median(bare), 4),
         "ratio_of_pairs": round(statistics.median(ratios), 4),
-        "goal": 1.05,
+        "ratio_of_cpu_seconds": round(statistics.median(spent[1][2:]) / statistics.median(spent[0][2:]), 4),
+        "goal": 1.03,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
