@@ -57,6 +57,7 @@ def one_run(out: Path) -> Iterator[Ranks | None]:
     from training.engine import start_ranks
 
     try:
+        _meet_anew()
         ranks = start_ranks()
     except RuntimeError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -174,6 +175,27 @@ class StopRequest:
         self._asked = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log.warning("asked to end (SIGTERM): a checkpoint is written after this step")
+
+
+def _meet_anew() -> None:
+    """Joins the process group under names of this life, where torchrun has started the ranks again.
+
+    torchrun keeps one store for all its restarts, and the ranks that died have left their addresses there (PyTorch 2.14: a rank that is
+    quicker than another one reads the dead one's, and does not reach it).
+    """
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if life == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    import torch
+
+    from training.engine import rank_device
+
+    device, rank, world = rank_device(), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=False)
+    named = torch.distributed.PrefixStore(f"life-{life}", store)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", store=named, rank=rank, world_size=world)
 
 
 def _shared_mark(ranks: Ranks, out: Path) -> Path:
