@@ -12,7 +12,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from pipeline import cli_duplicates, cli_embeddings, cli_evaluate, cli_training
+from pipeline import cli_costs, cli_duplicates, cli_embeddings, cli_evaluate, cli_training
 from pipeline.console import AsJson, err, out, progress_bars, put_line, short, show_models, table
 from shards.errors import FoveaError
 
@@ -26,6 +26,7 @@ shards_app = typer.Typer(no_args_is_help=True, help="Look at a dataset.")
 app.add_typer(shards_app, name="shards")
 cli_training.register(app)
 cli_evaluate.register(app)
+cli_costs.register(app)
 app.command()(cli_embeddings.embeddings)
 app.command()(cli_duplicates.duplicates)
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from pipeline import cli_costs
 from pipeline.console import AsJson, err, out, progress_bars, put_line, table
 from shards.errors import ConfigError
 
@@ -34,11 +35,15 @@ def train(
     ] = None,
     restarts: Annotated[int, typer.Option(min=0, help="With --ray: how often a run that lost a rank begins again.")] = 3,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what the stages would be: no model, no GPU, nothing is written.")] = False,
+    device: cli_costs.DeviceName = None,
+    devices: cli_costs.Devices = 1,
+    mfu: cli_costs.Mfu = 0.35,
+    price: cli_costs.Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the stages in order. Safe to repeat: finished stages are skipped, an interrupted one goes on where it stopped."""
     if plan:
-        _show_plan(config, dataset, tokenizer, stage, as_json)
+        cli_costs.show_plan(config, dataset, tokenizer, stage, device, devices, mfu, price, as_json)
         return
     if ray is None and ranks is not None:
         raise typer.BadParameter("--ranks belongs to --ray; torchrun and deepspeed have options of their own")
@@ -76,27 +81,6 @@ def train(
     for s in report.stages:
         losses = ["" if v is None else f"{v:.3f}" for v in (s.before, s.after)]
         shown.add_row(str(s.stage), f"{s.steps:,}", *losses, str(s.weights))
-    out.print(shown)
-
-
-def _show_plan(config: str, dataset: str | None, tokenizer: str | None, stages: list[int] | None, as_json: bool) -> None:
-    from training.preview import preview
-
-    found = preview(config, dataset, tokenizer=tokenizer, stages=stages)
-    if as_json:
-        for stage in found:
-            put_line(asdict(stage))
-        return
-    shown = table(
-        "stage", "steps", "steps a pass", "samples a step", "tokens a pass", "fill: tokens", "patches", "kept visual tokens", "dropped"
-    )
-    for stage in found:
-        p = stage.first_pass
-        kept = f"{p.kept / p.visual:.0%}" if p.visual else ""
-        fills = [f"{p.fill_tokens:.0%}", f"{p.fill_patches:.0%}", kept]
-        shown.add_row(
-            str(stage.stage), f"{stage.steps:,}", f"{p.steps:,}", f"{stage.samples_per_step:.1f}", f"{p.tokens:,}", *fills, f"{p.dropped:,}"
-        )
     out.print(shown)
 
 

@@ -307,7 +307,7 @@ class Plan:
             fill_tokens=total["tokens"] / (total["packs"] * config.seq_tokens),
             fill_patches=total["patches"] / (total["packs"] * config.pack_patches),
             fill=total["fuller"] / total["packs"],
-            cost=total["cost"],
+            cost=total["cost"] + total["packs"] * self.cost.pack,
             by_source={n: float(t / by_source.sum()) for n, t in zip(self.laid.sources, by_source.tolist(), strict=True)},
             imbalance=self._imbalance([r for r in ranks if self.packs_per_step % r == 0], looked) if ranks else {},
             windows_looked_at=len(looked),
@@ -337,7 +337,7 @@ class Plan:
                     f"{self.laid.counts[number].items} in {self.laid.counts[number].packs}: its indexes are not those of the plan"
                 )
             packed = in_steps(packed, drawn, costs, self._before[number], self.packs_per_step, len(self.laid.sources))
-            self._held[number] = held = _Held(drawn, costs, packed, _packs(number, drawn, costs, packed))
+            self._held[number] = held = _Held(drawn, costs, packed, _packs(number, drawn, costs, packed, self.cost.pack))
             while len(self._held) > _WINDOWS_HELD:
                 self._held.popitem(last=False)
             return held
@@ -421,12 +421,12 @@ def _counted(plan: Plan, number: int) -> Counts:
     return counts_of(drawn, packed, costs, plan.config.bounds, len(plan.laid.sources))
 
 
-def _packs(number: int, drawn: Drawn, costs: np.ndarray, packed: Packed) -> tuple[Pack, ...]:
+def _packs(number: int, drawn: Drawn, costs: np.ndarray, packed: Packed, each: float) -> tuple[Pack, ...]:
     columns = [
         np.diff(packed.start).tolist(),
         packed.sums(drawn.sizes.tokens).tolist(),
         packed.sums(drawn.sizes.patches).tolist(),
         packed.sums(drawn.sizes.labelled).tolist(),
-        packed.sums(costs).tolist(),
+        (packed.sums(costs) + each).tolist(),
     ]
     return tuple(Pack(number, place, *row) for place, row in enumerate(zip(*columns, strict=True)))
