@@ -189,14 +189,14 @@ class _Work:
         return _as_report(self.out, number, facts, done_before=False)
 
     def _starting_model(self, number: int) -> nn.Module:
-        from training.model import build_model, from_hf
+        from training.model import DTYPES, build_model, from_hf
 
         before = _stage_before(self.config, number)
         if before is None:
             model = build_model(self.config.model, self.tokenizer, self.config.seed)
         else:
             _finished_before(self.config, self.out, number, before)
-            model = from_hf(final_dir(self.out, before))
+            model = from_hf(final_dir(self.out, before), DTYPES[self.config.model.precision])
         return _placed(model, self.config)
 
     def _feed(self, number: int, profile: Profile) -> DatasetFeed:
