@@ -60,7 +60,7 @@ def hyperparameters(engine: Any) -> list[dict[str, Any]]:
 
 
 def mend(engine: Any, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Gives each group its own hyperparameters back and, in ZeRO-3, each sub-group a `step` of its own.
+    """Gives each group its own hyperparameters back, and each part of the optimizer's state a `step` of its own, where torch wants it.
 
     The hyperparameters are the config's, which is the one of the checkpoint (its stage digest says so): none has to be read from it.
     """
@@ -68,10 +68,8 @@ def mend(engine: Any, groups: Sequence[Mapping[str, Any]]) -> None:
 
     for group, own in zip(engine.optimizer.param_groups, groups, strict=True):
         group.update(own)
-    if engine.zero_optimization_stage() < 3:
-        return
-    states = engine.optimizer.optimizer.state
-    for part in engine.optimizer.fp32_partitioned_groups_flat:
-        step = states[part].get("step")
-        if torch.is_tensor(step):
-            states[part]["step"] = step.clone()
+    # DeepSpeed leaves it on the device of the rank that saved it; torch.optim wants it beside the parameter if it is fused, else on the CPU
+    beside = any(group.get("fused") or group.get("capturable") for group in groups)
+    for parameter, state in engine.optimizer.optimizer.state.items():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].to(device=parameter.device if beside else "cpu", copy=True)

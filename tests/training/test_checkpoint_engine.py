@@ -37,10 +37,10 @@ def saved(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
     """By stage of ZeRO: a checkpoint after two steps, the losses of the two steps that followed it, and how to build such an engine."""
     made: dict[Any, SimpleNamespace] = {}
 
-    def give(zero: int, frozen: bool = False) -> SimpleNamespace:
-        if (zero, frozen) not in made:
+    def give(zero: int, frozen: bool = False, precision: str = "fp32") -> SimpleNamespace:
+        if (zero, frozen, precision) not in made:
             folder = tmp_path_factory.mktemp(f"zero{zero}")
-            settings = config(4, zero=str(zero_settings(folder, zero)), frozen=frozen)
+            settings = config(4, zero=str(zero_settings(folder, zero)), frozen=frozen, model={"precision": precision})
 
             def build(seed: int = 0, resized: bool = False, model: nn.Module | None = None) -> Any:
                 return build_engine(model or handmade.model(seed), settings.stages[1], settings, ranks, universal=resized)
@@ -53,8 +53,8 @@ def saved(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ca
             steps(engine, 0)
             path = save_state(engine, folder / "stage1", STATE, 2, ranks)
             after = steps(engine, 2)
-            made[zero, frozen] = SimpleNamespace(path=path, after=after, build=build, steps=steps, engine=engine)
-        return made[zero, frozen]
+            made[zero, frozen, precision] = SimpleNamespace(path=path, after=after, build=build, steps=steps, engine=engine)
+        return made[zero, frozen, precision]
 
     yield give
     for one in made.values():
@@ -66,22 +66,27 @@ def copied(one: SimpleNamespace, folder: Path) -> Path:
     return Path(shutil.copytree(one.path.parent, folder / "stage1")) / one.path.name
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_on_the_same_ranks_the_steps_after_a_load_are_those_after_the_save(saved: Callable, ranks: Ranks, zero: int) -> None:
-    one = saved(zero)
+KINDS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "bf16")]
+
+
+@pytest.mark.parametrize(("zero", "precision"), KINDS)
+def test_on_the_same_ranks_the_steps_after_a_load_are_those_after_the_save(
+    saved: Callable, ranks: Ranks, zero: int, precision: str
+) -> None:
+    one = saved(zero, precision=precision)
     engine = one.build(seed=5)
     load_state(engine, one.path, STATE, ranks)
-    assert one.steps(engine, 2) == one.after, "in fp32, to the last digit"
+    assert one.steps(engine, 2) == one.after, "to the last digit"
     engine.destroy()
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_in_the_form_for_any_number_of_ranks_too(saved: Callable, ranks: Ranks, tmp_path: Path, zero: int) -> None:
-    one = saved(zero)
+@pytest.mark.parametrize(("zero", "precision"), KINDS)
+def test_in_the_form_for_any_number_of_ranks_too(saved: Callable, ranks: Ranks, tmp_path: Path, zero: int, precision: str) -> None:
+    one = saved(zero, precision=precision)
     path = copied(one, tmp_path)
     engine = one.build(seed=5, resized=True)
     own = [dict(group, params=None) for group in engine.optimizer.param_groups]
-    assert len({(group["peak"], group["weight_decay"]) for group in own}) == len(own) > 3, "no two groups are alike"
+    assert len({(group["peak"], group["weight_decay"]) for group in own}) == len(own) > 3 or zero == 0, "no two groups are alike"
     make_universal(path, ranks)
     load_state(engine, path, OTHER_WORLD, ranks)
     assert [dict(group, params=None) for group in engine.optimizer.param_groups] == own
