@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shards.errors import FoveaError
+from shards.errors import ConfigError, FoveaError
 from training.attention import chosen_attention, use_attention
 from training.model import freeze, parameter_groups
-from training.pack_loss import PackLoss
+from training.pack_loss import PackLoss, adapted_head
 from training.stages import StageConfig, TrainingConfig
 from training.tally import Tally as Tally
 from training.tally import task_numbers as task_numbers
@@ -139,7 +139,10 @@ def build_engine(model: nn.Module, stage: StageConfig, config: TrainingConfig, r
     if zero == 0 and config.model.precision == "fp32":
         norm_before_step(optimizer, stage.clip)
     if zero == 3:
-        deepspeed.zero.register_external_parameter(module.labelled_loss, module.labelled_loss.weight)
+        head: Any = module.labelled_loss.head
+        if adapted_head(head):
+            raise ConfigError("adapters of lm_head are not for ZeRO-3 (ranks would wait for each other); leave lm_head out of `targets`")
+        deepspeed.zero.register_external_parameter(module.labelled_loss, head.weight)
     exact = exact_buffers(module)
     with trial_step_forgotten(optimizer):
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)

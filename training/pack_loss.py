@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,6 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from shards.errors import ConfigError
 from training.attention import frame_borders, item_borders
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ class PackLoss(nn.Module):
             input_ids=batch.input_ids.to(first.device, non_blocking=True),
             position_ids=batch.position_ids.to(first.device, non_blocking=True),
             mm_encoder_outputs=self._visual(batch, first.device, first.dtype, name),
-            video_compression_mask=batch.video_compression_mask,
             use_cache=False,
             **item_borders(lengths, name, first.device),
         )
@@ -88,38 +88,44 @@ class PackLoss(nn.Module):
         for kind, _, members, _ in present:
             outputs[kind] = SimpleNamespace(pooler_output=features[start : start + len(members)])
             start += len(members)
+        if batch.video_compression_mask is not None:
+            # by places that the host knows: a mask on the device would have to be counted first
+            kept = batch.video_compression_mask.nonzero()[:, 0].to(device, non_blocking=True)
+            outputs["video"].pooler_output = [torch.cat(outputs["video"].pooler_output).index_select(0, kept)]
         return outputs
 
 
 class LabelledLoss(nn.Module):
-    """The head and cross entropy over labelled rows, `rows` of them at once. It borrows the head's weight: the model owns it."""
+    """The head and cross entropy over labelled rows, `rows` of them at once. The head stays the model's."""
 
     def __init__(self, model: nn.Module, rows: int) -> None:
         super().__init__()
         self._model: tuple[Any] = (model,)  # in a tuple, so that its parameters are not listed twice
         self.rows: int = rows
-        head: Any = model.lm_head
-        if type(head) is not nn.Linear or head.bias is not None:
-            raise ConfigError(
-                f"lm_head is a {type(head).__name__}; the loss needs a plain linear layer without bias (adapters leave it out)"
-            )
 
     @property
-    def weight(self) -> torch.Tensor:
-        """[vocabulary, hidden size]. Through the model, for its parameters may be replaced (by an engine, by adapters)."""
-        weight: torch.Tensor = self._model[0].lm_head.weight
-        return weight
+    def head(self) -> nn.Module:
+        """[…, hidden size] → [vocabulary]. Through the model, for its layers may be replaced (by adapters)."""
+        head: nn.Module = self._model[0].lm_head
+        return head
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """hidden [labelled, hidden size], targets int64 [labelled] → as PackLoss.forward."""
-        weight = self.weight
+        # Its weight, where that is all of it, and not a call for each piece: ZeRO-3 counts calls, and ranks have other numbers of pieces.
+        own: Any = self.head
+        head = own if adapted_head(own) else partial(functional.linear, weight=own.weight)
         if len(targets) <= self.rows:
-            tokens = _nll(hidden, targets, weight)
+            tokens = _nll(hidden, targets, head)
         else:
             pieces = zip(hidden.split(self.rows), targets.split(self.rows), strict=True)
-            tokens = torch.cat([checkpoint(_nll, h, t, weight, use_reentrant=False) for h, t in pieces])
+            tokens = torch.cat([checkpoint(_nll, h, t, head, use_reentrant=False) for h, t in pieces])
         loss = tokens.sum() if weights is None else tokens @ weights
         return loss, tokens.detach()
+
+
+def adapted_head(head: nn.Module) -> bool:
+    """Whether the head is more than its weight: adapters lie beside it."""
+    return type(head) is not nn.Linear
 
 
 def labelled_places(batch: PackBatch) -> torch.Tensor:
@@ -133,5 +139,5 @@ def item_lengths(batch: PackBatch) -> list[int]:
     return [after - start for start, after in zip(starts, [*starts[1:], batch.position_ids.shape[1]], strict=True)]
 
 
-def _nll(hidden: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(functional.linear(hidden, weight).float(), targets, reduction="none")
+def _nll(hidden: torch.Tensor, targets: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    return functional.cross_entropy(head(hidden).float(), targets, reduction="none")

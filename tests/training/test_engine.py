@@ -176,3 +176,10 @@ def test_tokens_are_counted_for_the_task_of_their_item() -> None:
     assert [TASKS[n] for n in numbers] == ["video"] * 7 + ["text"] * 3
     with pytest.raises(AssertionError, match="restart 2 times"):
         task_numbers(replace(pack, items=pack.items[:1]))
+
+
+def test_adapters_of_the_head_are_refused_under_zero_3(ranks: Ranks) -> None:
+    model: Any = handmade.model()
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.raises(ConfigError, match="leave lm_head out of `targets`"):
+        build_engine(model, stage(), config(stage()).model_copy(update={"deepspeed": "zero3"}), ranks)

@@ -147,11 +147,24 @@ def test_attention_is_chosen_by_what_can_run(monkeypatch: pytest.MonkeyPatch) ->
             chosen_attention(FLASH, device, precision)
 
 
-def test_a_head_that_adapters_have_wrapped_is_refused() -> None:
-    model: Any = handmade.model()
-    model.lm_head = nn.Sequential(model.lm_head)
-    with pytest.raises(ConfigError, match="lm_head is a Sequential"):
-        PackLoss(model)
+def test_adapters_of_the_head_are_part_of_the_loss() -> None:
+    model = handmade.model()
+    pack = packed([item("text", 1)])
+    before, _ = PackLoss(model)(pack)
+
+    class Adapted(nn.Module):
+        def __init__(self, head: nn.Linear) -> None:
+            super().__init__()
+            self.head, self.beside = head, nn.Linear(head.in_features, head.out_features)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return self.head(hidden) + self.beside(hidden)
+
+    model.lm_head = Adapted(model.lm_head)
+    after, _ = PackLoss(model, rows=3)(pack)
+    after.backward()
+    assert after != before
+    assert model.lm_head.beside.weight.grad.any()
 
 
 @pytest.mark.parametrize(("kind", "power"), [("token", 0), ("sample", -1), ("sqrt", -0.5)])
