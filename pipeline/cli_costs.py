@@ -166,7 +166,9 @@ def costs(
     if as_json:
         put_line({"device": device, "all": asdict(overall), "stages": {str(k): asdict(fit) for k, fit in stages.items()}})
         return
-    fits: dict[str, Fit] = {"all": overall, **{f"stage {k}": fit for k, fit in stages.items()}}
+    fits: dict[str, Fit] = {f"stage {k}": fit for k, fit in stages.items()}
+    if len({record.stage for record in records}) > 1 or not fits:
+        fits = {"all": overall, **fits}
     made = Table("seconds for each", *fits)
     for column in made.columns[1:]:
         column.justify = "right"

@@ -18,7 +18,8 @@ from training.measured import PackRecord
 
 FEWEST = 30  # packs: four for each coefficient, and two to spare
 _ROUNDS = 10  # of reweighting; the weights settle within five
-_PULL = 1e-4  # weight of what is expected beside what is measured, for each pack: a tenth off costs as much as a thousandth misfit
+_DOUBT = 0.1  # of a pack's mean seconds
+_LEAST = 1e-3  # of them: no clock of packs is better
 _HUBER = 1.345  # in standard deviations: 95 % as efficient as plain least squares where errors are normal (Huber 1964)
 
 
@@ -93,21 +94,25 @@ def _facts(fit: Fit) -> dict[str, Any]:
 
 
 def _solved(features: np.ndarray, seconds: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Coefficients ≥ 0, float64 [7], of seconds on features [n, 7], drawn a little towards `expected` (float64 [7])."""
+    """Coefficients ≥ 0, float64 [7], of seconds on features [n, 7].
+
+    Each is known beforehand to be about `expected` (float64 [7]), give or take as much again, or a tenth of a pack's seconds if that is
+    more; packs are known to miss by what they miss. So many packs overrule what was expected, few do not.
+    """
     scale = features.max(axis=0)  # columns lie twelve powers of ten apart: each is counted in its largest value
     scale[scale == 0] = 1.0
-    pull = np.sqrt(_PULL * len(seconds))
+    mean = float(seconds.mean())
+    known = expected * scale
+    doubt = np.maximum(known, _DOUBT * mean)
     weights = np.ones(len(seconds))
-    values = expected * scale
+    values = known
     for _ in range(_ROUNDS):
-        root = np.sqrt(weights)
-        rows = np.vstack([features / scale * root[:, None], pull * np.eye(len(expected))])
-        values, _ = nnls(rows, np.concatenate([seconds * root, pull * expected * scale]))
         missed = np.abs(features @ (values / scale) - seconds)
-        spread = 1.4826 * np.median(missed)  # of a normal distribution, by its median absolute deviation
-        if spread == 0:
-            break
+        spread = max(1.4826 * float(np.median(missed)), _LEAST * mean)  # of a normal distribution, by its median absolute deviation
         weights = _HUBER * spread / np.maximum(missed, _HUBER * spread)
+        root = np.sqrt(weights)
+        rows = np.vstack([features / scale * root[:, None], np.diag(spread / doubt)])
+        values, _ = nnls(rows, np.concatenate([seconds * root, spread / doubt * known]))
     found: np.ndarray = values / scale
     return found
 

@@ -49,7 +49,7 @@ def test_known_costs_are_found_again() -> None:
     assert found.error == pytest.approx(0.016, abs=0.004), "noise of 2 % is 1.6 % in the mean"
     assert found.error_by_flops > 2 * found.error, "operations of a model of 2 billion are not the seconds of this one"
     unseen = features(200, seed=9)
-    assert np.allclose(unseen @ found.model.vector, unseen @ TRUE.vector, rtol=0.01)
+    assert np.allclose(unseen @ found.model.vector, unseen @ TRUE.vector, rtol=0.02)
     assert (found.model.unit, found.packs, found.unseen) == ("seconds", 400, ())
     assert (found.model.vector >= 0).all()
 
@@ -73,8 +73,9 @@ def test_equally_full_packs_do_not_share_their_seconds_at_random() -> None:
     values = features(200)
     values[:, 4] = 16_000
     seconds = values @ TRUE.vector
-    full = [PackRecord(1, row, float(s), CostModel(token=TRUE.token * 1e12, unit="flops")) for row, s in zip(values, seconds, strict=True)]
-    assert fitted(full).model.token > 0.3 * TRUE.token
+    operations = CostModel.from_vector([0, *(TRUE.vector[1:] * 1e12)], "flops")
+    full = [PackRecord(1, row, float(s), operations) for row, s in zip(values, seconds, strict=True)]
+    assert 0.7 * TRUE.token < fitted(full).model.token < 1.3 * TRUE.token
     assert fitted(full).error < 0.01
 
 
