@@ -212,9 +212,8 @@ def _rate(batches: Any) -> tuple[float, float]:
 
 def _cpu() -> float:
     """Seconds of this process and of those that it has waited for."""
-    return sum(
-        getattr(resource.getrusage(who), f"ru_{kind}time") for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) for kind in "us"
-    )
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _item(task: str, question: str, answer: str) -> Item:
