@@ -33,7 +33,8 @@ from shards.reader import Dataset
 from training.index_source import DatasetIndex, IndexSource
 from training.mixture import Mixture
 from training.packing import deal
-from training.plan import Plan, PlanConfig, _packed, make_plan
+from training.plan import Plan, _packed, make_plan
+from training.plan_parts import PlanConfig
 from training.window import counts_of
 
 CONFIG = PlanConfig(PROFILE, compress=True, samples=128, divisible_by=8, seq_tokens=16_384, pack_patches=65_536)

@@ -21,7 +21,8 @@ from training.index_source import DatasetIndex
 from training.loader import LoadedStep, Loader
 from training.mixture import Mixture, left_out
 from training.node import Node
-from training.plan import Cursor, Plan, PlanConfig
+from training.plan import Plan
+from training.plan_parts import Cursor, PlanConfig
 from training.stage_plan import keep_plan, kept_plan, later_pass, plan_path
 from training.stages import CacheConfig, SkipLimit
 

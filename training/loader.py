@@ -30,7 +30,8 @@ from training.collate import IGNORED, ItemName, LoadedItem, LoadedMedium, PackBa
 from training.cost import ItemSizes
 from training.node import Node, whole_shards
 from training.packing import deal
-from training.plan import Cursor, Pack, Plan, PlannedStep
+from training.plan import Plan
+from training.plan_parts import Cursor, Pack, PlannedStep
 from training.skips import SkipCount
 
 if TYPE_CHECKING:

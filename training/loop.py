@@ -25,7 +25,7 @@ from training.whole import make_whole
 
 if TYPE_CHECKING:
     from training.loader import LoadedStep
-    from training.plan import Cursor
+    from training.plan_parts import Cursor
 
 log = logging.getLogger("fovea")
 
@@ -124,7 +124,7 @@ def _refuse_other(found: tuple[Path, TrainState], digest: str) -> None:
 
 
 def _cursor(state: TrainState) -> Cursor:
-    from training.plan import Cursor
+    from training.plan_parts import Cursor
 
     return Cursor(state.plan_digest, state.window, state.plan_step)
 

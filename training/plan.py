@@ -8,161 +8,25 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from shards.errors import ConfigError, ShardError
 from shards.sample import digest_of
-from training.candidates import Bounds, Dropped
 from training.census import in_order, take_census
 from training.cost import CostModel, ItemSizes
 from training.index_source import IndexSource, TableIndex
-from training.mixture import Choice, Mixture, choose
+from training.mixture import Mixture, choose
 from training.order import shuffle_names
-from training.packing import Packed, deal
+from training.packing import Packed
+from training.plan_parts import Cursor, Laid, Pack, PlanConfig, PlannedStep, Window
+from training.plan_report import PlanReport, report_of
 from training.window import Counts, Drawn, counts_of, draw, in_steps, pack
 
 PLAN_VERSION = 2  # bump when the same arguments give another order: a cursor of the old one is then refused
 _WINDOWS_HELD = 3
-_WINDOWS_LOOKED_AT = 8  # for the predicted imbalance of a report
-
-
-@dataclass(frozen=True, slots=True)
-class PlanConfig:
-    """Budgets and seeds of an epoch.
-
-    profile        measure profile whose counts are used.   compress  drop visual tokens by the profile's mask (stages 3 and 4).
-    packs          in an optimizer step, over all ranks; or
-    samples        so many items in a step in the mean of the plan: the packs that hold them, rounded to a multiple of `divisible_by`.
-    seq_tokens     bound of a pack's tokens.                pack_patches  bound of its encoder patches.
-    window_shards  shards that are shuffled and packed together.
-    too_long       items above a bound are left out and counted, or a plan with any is refused.
-    """
-
-    profile: str
-    compress: bool
-    packs: int | None = None
-    samples: int | None = None
-    divisible_by: int = 1
-    seq_tokens: int = 16_384
-    pack_patches: int = 40_960
-    seed: int = 42
-    epoch: int = 0
-    window_shards: int = 64
-    too_long: Literal["leave_out", "refuse"] = "leave_out"
-
-    def __post_init__(self) -> None:
-        if (self.packs is None) == (self.samples is None):
-            raise ConfigError("a step is so many packs, or so many samples in the mean: give one of the two")
-        for name in ("packs", "samples", "divisible_by", "seq_tokens", "pack_patches", "window_shards"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it is at least 1")
-
-    @property
-    def bounds(self) -> Bounds:
-        return Bounds(self.profile, self.compress, self.seq_tokens, self.pack_patches)
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """The whole state of a loader: the next step to run is the `step`-th that begins in `window`."""
-
-    plan_digest: str
-    window: int = 0
-    step: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """Items that share one row of tokens: the `place`-th pack of a window, in the order of its steps; `Plan.items_of` has its items.
-
-    Without items it is empty (window -1): it fills up the epoch's last step and trains nothing. cost: predicted, in the cost model's unit.
-    """
-
-    window: int = -1
-    place: int = 0
-    items: int = 0
-    tokens: int = 0
-    patches: int = 0
-    labelled: int = 0
-    cost: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedStep:
-    """`number` counts the steps of the epoch from 0; `after` is the cursor once it is done."""
-
-    window: int
-    step: int
-    number: int
-    packs: tuple[Pack, ...]
-    after: Cursor
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The steps that begin in a window; the last of them may end in the next one. `packs`: all of the window's, in the order of steps."""
-
-    number: int
-    shards: tuple[str, ...]
-    packs: tuple[Pack, ...]
-    steps: tuple[PlannedStep, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanReport:
-    """An epoch in numbers. Fills are shares of the bounds over all packs with items; `fill` counts the fuller bound of each pack.
-
-    dropped    items that fit into no pack, `over_tokens` of them for their tokens, the others for their patches alone.
-    by_source  share of the tokens.   imbalance  for numbers of ranks: mean over steps of the dearest rank's predicted cost over the mean
-    rank's, less 1; over the steps of `windows_looked_at` windows spread over the epoch.
-    """
-
-    items: int
-    dropped: int
-    over_tokens: int
-    windows: int
-    steps: int
-    packs: int
-    packs_per_step: int
-    samples_per_step: float
-    empty_packs: int
-    tokens: int
-    labelled: int
-    patches: int
-    visual: int
-    kept: int
-    frame_squares: int
-    token_squares: int
-    fill_tokens: float
-    fill_patches: float
-    fill: float
-    cost: float
-    by_source: dict[str, float]
-    imbalance: dict[int, float]
-    windows_looked_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Laid:
-    """What is known of an epoch once every window was packed once; small, and all that a plan is made again from.
-
-    choices  of the mixture.   sources  names, in the order of `Counts.by_source`.   windows  shards of each.   counts  of each.
-    dropped  items that fit into no pack, `over_tokens` of them for their tokens; `listed` the first of them.
-    packs_per_step  of the whole epoch.
-    """
-
-    choices: tuple[Choice, ...]
-    sources: tuple[str, ...]
-    windows: tuple[tuple[str, ...], ...]
-    counts: tuple[Counts, ...]
-    dropped: int
-    over_tokens: int
-    listed: tuple[Dropped, ...]
-    packs_per_step: int
 
 
 @dataclass(frozen=True)
@@ -282,48 +146,7 @@ class Plan:
 
     def report(self, ranks: tuple[int, ...] = ()) -> PlanReport:
         """The epoch in numbers; the imbalance over `ranks` (those that divide a step's packs) by composing a few windows."""
-        counts, config = self.laid.counts, self.config
-        total = {name: sum(getattr(c, name) for c in counts) for name in Counts.__slots__ if name != "by_source"}
-        by_source = np.sum([c.by_source for c in counts], axis=0)
-        looked = sorted({round(w) for w in np.linspace(0, len(counts) - 1, min(len(counts), _WINDOWS_LOOKED_AT))})
-        steps = self.steps_total
-        return PlanReport(
-            items=total["items"],
-            dropped=self.laid.dropped,
-            over_tokens=self.laid.over_tokens,
-            windows=len(counts),
-            steps=steps,
-            packs=total["packs"],
-            packs_per_step=self.packs_per_step,
-            samples_per_step=total["items"] / steps,
-            empty_packs=steps * self.packs_per_step - total["packs"],
-            tokens=total["tokens"],
-            labelled=total["labelled"],
-            patches=total["patches"],
-            visual=total["visual"],
-            kept=total["kept"],
-            frame_squares=total["frame_squares"],
-            token_squares=total["token_squares"],
-            fill_tokens=total["tokens"] / (total["packs"] * config.seq_tokens),
-            fill_patches=total["patches"] / (total["packs"] * config.pack_patches),
-            fill=total["fuller"] / total["packs"],
-            cost=total["cost"] + total["packs"] * self.cost.pack,
-            by_source={n: float(t / by_source.sum()) for n, t in zip(self.laid.sources, by_source.tolist(), strict=True)},
-            imbalance=self._imbalance([r for r in ranks if self.packs_per_step % r == 0], looked) if ranks else {},
-            windows_looked_at=len(looked),
-        )
-
-    def _imbalance(self, ranks: list[int], windows: list[int]) -> dict[int, float]:
-        found: dict[int, list[float]] = {r: [] for r in ranks}
-        for number in windows:
-            for step in self.window(number).steps:
-                costs = [p.cost for p in step.packs]
-                if any(not p.items for p in step.packs):
-                    continue  # the last step of an epoch may hold anything
-                for r in ranks:
-                    loads = [sum(costs[p] for p in hand) for hand in deal(costs, r)]
-                    found[r].append(max(loads) * r / sum(loads) - 1)
-        return {r: float(np.mean(values)) if values else 0.0 for r, values in found.items()}
+        return report_of(self, ranks)
 
     def _window(self, number: int) -> _Held:
         with self._lock:

@@ -12,7 +12,8 @@ from training.candidates import Dropped
 from training.cost import CostModel
 from training.index_source import IndexSource
 from training.mixture import Choice, Mixture
-from training.plan import Laid, Plan, PlanConfig, plan_digest
+from training.plan import Plan, plan_digest
+from training.plan_parts import Laid, PlanConfig
 from training.window import Counts
 
 PLAN_FORMAT = "fovea-plan/3"

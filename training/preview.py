@@ -16,7 +16,7 @@ from training.budget import MFU, Memory, fits, hours_of, memory_of
 from training.config_text import load_training_config
 from training.cost import stage_flops
 from training.devices import Device
-from training.plan import PlanReport
+from training.plan_report import PlanReport
 from training.stages import TrainingConfig, deepspeed_json
 
 if TYPE_CHECKING:

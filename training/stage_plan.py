@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from training.cost import CostModel, stage_flops
 from training.mixture import Mixture
-from training.plan import Plan, PlanConfig, make_plan
+from training.plan import Plan, make_plan
 from training.plan_file import load_plan, plan_bytes
+from training.plan_parts import PlanConfig
 from training.shapes import shape_of
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from training.loader import LoadedStep
 from training.loop import run_stage
 from training.metrics import Metrics
 from training.model import PackLoss
-from training.plan import Cursor
+from training.plan_parts import Cursor
 from training.rank_group import one_run
 from training.stages import TrainingConfig
 

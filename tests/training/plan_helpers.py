@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from tests.training.fixtures import PROFILE, Fact, index_of
 from training.mixture import Mixture
-from training.plan import Pack, Plan, PlanConfig, PlannedStep, make_plan
+from training.plan import Plan, make_plan
+from training.plan_parts import Pack, PlanConfig, PlannedStep
 
 CONFIG = PlanConfig(profile=PROFILE, compress=True, packs=4, seq_tokens=200, pack_patches=600, window_shards=2)
 

@@ -28,7 +28,8 @@ from training.index_source import DatasetIndex
 from training.loader import Loader
 from training.mixture import Mixture
 from training.model import build_tiny
-from training.plan import Plan, PlanConfig, make_plan
+from training.plan import Plan, make_plan
+from training.plan_parts import PlanConfig
 from training.stages import TinyShape
 
 CONFIG = PlanConfig(profile="tiny", compress=True, packs=4, seq_tokens=256, pack_patches=1024, window_shards=1)

@@ -27,7 +27,8 @@ from training.index_source import DatasetIndex
 from training.loader import LoadedStep, Loader
 from training.mixture import Mixture
 from training.node import Node, whole_shards
-from training.plan import Plan, PlanConfig, make_plan
+from training.plan import Plan, make_plan
+from training.plan_parts import PlanConfig
 from training.skips import TooManySkipped
 from training.stages import SkipLimit
 

@@ -22,7 +22,7 @@ from training.loop import run_stage
 from training.measured import batch_features, read_packs
 from training.metrics import Metrics, read_metrics
 from training.numbers import Meter, features_of, over_mean
-from training.plan import Cursor
+from training.plan_parts import Cursor
 from training.stages import TrainingConfig
 
 

@@ -21,7 +21,8 @@ from tests.training.plan_helpers import CONFIG, names_of, plan_of, uids
 from training.cost import CostModel, cost_model, item_sizes
 from training.mixture import Mixture
 from training.packing import deal, pack_items
-from training.plan import Cursor, Pack, PlanConfig, make_plan
+from training.plan import make_plan
+from training.plan_parts import Cursor, Pack, PlanConfig
 from training.steps import capacities, compose
 
 facts_of = st.lists(

@@ -16,8 +16,9 @@ from tests.training.plan_helpers import CONFIG
 from training.cost import CostModel
 from training.index_source import TableIndex
 from training.mixture import Mixture
-from training.plan import Cursor, make_plan
+from training.plan import make_plan
 from training.plan_file import load_plan, plan_bytes
+from training.plan_parts import Cursor
 from training.stage_plan import keep_plan, kept_plan, later_pass
 
 FACTS = [Fact(f"i{i}", text=10 + i * 37 % 90, t=i % 4, side=4, shard=f"{i % 9}.tar", source=f"s{i % 2}") for i in range(300)]
