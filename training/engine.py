@@ -28,9 +28,7 @@ from training.zero import (
     GradientNotFinite,
     adamw,
     engine_settings,
-    exact_buffers,
     norm_before_step,
-    restore_buffers,
     trial_step_forgotten,
     zero_stage,
 )
@@ -143,10 +141,8 @@ def build_engine(model: nn.Module, stage: StageConfig, config: TrainingConfig, r
         if adapted_head(head):
             raise ConfigError("adapters of lm_head are not for ZeRO-3 (ranks would wait for each other); leave lm_head out of `targets`")
         deepspeed.zero.register_external_parameter(module.labelled_loss, head.weight)
-    exact = exact_buffers(module)
     with trial_step_forgotten(optimizer):
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-    restore_buffers(module, exact)
     engine.ranks, engine.known_sources = ranks, []
     return engine
 

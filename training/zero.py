@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from shards.errors import ConfigError
 from training.stages import StageConfig, TrainingConfig, deepspeed_json
@@ -29,6 +28,10 @@ def engine_settings(stage: StageConfig, config: TrainingConfig, device: torch.de
     bf16 = config.model.precision == "bf16"
     if bf16:
         settings["bf16"] = {**settings.get("bf16", {}), "enabled": True}
+    if not (zero.get("compute_grad_norm", True) and settings.get("bf16", {}).get("check_grad_overflow", True)):
+        raise ConfigError(
+            f"deepspeed {config.deepspeed}: no update without a finite gradient: compute_grad_norm and check_grad_overflow stay on"
+        )
     # ZeRO-0 in fp32 clips without telling the norm: `norm_before_step` does it
     settings["gradient_clipping"] = stage.clip if bf16 or zero_stage(settings) else 0.0
     for part in ("offload_optimizer", "offload_param"):
@@ -84,18 +87,3 @@ def trial_step_forgotten(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     for state in optimizer.state.values():
         if "step" in state:
             state["step"] = torch.zeros_like(state["step"]) if isinstance(state["step"], torch.Tensor) else 0
-
-
-def exact_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Float32 buffers by name, to be given to `restore_buffers` after DeepSpeed has cast the module.
-
-    Rotary frequencies rounded to bf16 turn position 1,000 by more than a radian.
-    """
-    return {name: buffer.detach().clone() for name, buffer in module.named_buffers() if buffer.dtype == torch.float32}
-
-
-def restore_buffers(module: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
-    for name, exact in buffers.items():
-        path, _, leaf = name.rpartition(".")
-        owner = module.get_submodule(path)
-        owner._buffers[leaf] = exact.to(owner._buffers[leaf].device)  # type: ignore[union-attr]

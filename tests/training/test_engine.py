@@ -145,10 +145,30 @@ def test_zero_0_clips_and_tells_the_norm_as_the_others_do(ranks: Ranks) -> None:
     assert found[0][0].grad_norm > 0.5
 
 
-def test_settings_that_are_the_stages_to_say_are_refused(ranks: Ranks, tmp_path: Path) -> None:
-    (tmp_path / "own.json").write_text(json.dumps({"gradient_clipping": 2.0, "zero_optimization": {"stage": 1}}))
-    with pytest.raises(ConfigError, match="`gradient_clipping` is the stage's to say"):
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"gradient_clipping": 2.0}, "`gradient_clipping` is the stage's to say"),
+        ({"zero_optimization": {"stage": 1, "compute_grad_norm": False}}, "no update without a finite gradient"),
+        ({"bf16": {"check_grad_overflow": False}}, "no update without a finite gradient"),
+    ],
+)
+def test_settings_against_the_stage_or_the_check_are_refused(ranks: Ranks, tmp_path: Path, given: dict[str, Any], told: str) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": {"stage": 1}, **given}))
+    with pytest.raises(ConfigError, match=told):
         build_engine(handmade.model(), stage(), config(stage()).model_copy(update={"deepspeed": str(tmp_path / "own.json")}), ranks)
+
+
+def test_gradients_of_bf16_can_be_summed_in_fp32(ranks: Ranks, tmp_path: Path) -> None:
+    values = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}}
+    (tmp_path / "own.json").write_text(json.dumps(values))
+    one = stage()
+    engine = build_engine(
+        handmade.model(), one, config(one, precision="bf16").model_copy(update={"deepspeed": str(tmp_path / "own.json")}), ranks
+    )
+    results = [train_step(engine, one, handmade.packs(4), step, 5) for step in range(5)]
+    assert {gradient.dtype for gradient in engine.optimizer.fp32_groups_gradients_flat} == {torch.float32}
+    assert results[-1].loss < results[0].loss - 0.2
 
 
 def test_rotary_frequencies_stay_exact_in_bf16(ranks: Ranks) -> None:
