@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 import torch
 
 from shards.errors import ConfigError
@@ -24,6 +25,7 @@ from training.scores import anls, characters, choice, chosen, exact_match, metri
 from training.stages import close_to
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import nn
 
     from training.engine import Ranks
@@ -79,9 +81,7 @@ def wanted_metrics(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def answer_all(
-    model: nn.Module, asker: Asker, rows: Sequence[Mapping[str, Any]], bounds: Bounds, ranks: Ranks, progress: Progress | None = None
-) -> Answers:
+def answer_all(model: nn.Module, asker: Asker, rows: pa.Table, bounds: Bounds, ranks: Ranks, progress: Progress | None = None) -> Answers:
     """Answers of the questions in `rows` (of Asker.rows). Every rank must call it; what is asked in one batch does not depend on their
     number, so that neither do the answers."""
     chunks = list(_chunks(rows, asker.profile.name, bounds))
@@ -160,18 +160,16 @@ def _answer(question: Question, text: str, cut: bool) -> Answer:
     return Answer(*asked, answer=text.strip(), cut=cut, options=dict(question.options))
 
 
-def _chunks(rows: Sequence[Mapping[str, Any]], profile: str, bounds: Bounds) -> Iterator[list[Mapping[str, Any]]]:
+def _chunks(rows: pa.Table, profile: str, bounds: Bounds) -> Iterator[pa.Table]:
     """Neighbouring items, whose pixels are in memory together: a few batches of small ones, one full video."""
-    chunk: list[Mapping[str, Any]] = []
-    patches = 0
-    for row in rows:
-        patches += row[profile]["patches"]
-        if chunk and (len(chunk) == 4 * bounds.prompts or patches > bounds.patches):
-            yield chunk
-            chunk, patches = [], row[profile]["patches"]
-        chunk.append(row)
-    if chunk:
-        yield chunk
+    start = total = 0
+    for row, patches in enumerate(pc.struct_field(rows[profile], "patches").to_pylist()):
+        if row > start and (row - start == 4 * bounds.prompts or total + patches > bounds.patches):
+            yield rows.slice(start, row - start)
+            start, total = row, 0
+        total += patches
+    if start < len(rows):
+        yield rows.slice(start)
 
 
 def _ahead(work: Callable[[Any], Any], chunks: Sequence[Any]) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +76,8 @@ class Asker:
     gold: Mapping[str, str]
     limits: Limits
 
-    def rows(self, split: str, items: int | None) -> list[dict[str, Any]]:
-        """The split's items, most tokens first; with `items`, so many of each task, chosen by a hash of their names.
+    def rows(self, split: str, items: int | None) -> pa.Table:
+        """Rows of the split's items, most tokens first; with `items`, so many of each task, chosen by a hash of their names.
 
         Raises ShardError where the dataset has no such split, and ProfileError where it was not measured under the profile.
         """
@@ -90,22 +90,24 @@ class Asker:
         index = self.dataset.index(["uid", "task", "n", "source", "shard", self.profile.name], split)
         index = index.filter((pc.field("task") != "") & (pc.field("task") != "streaming"))
         index = _of_each_task(index, items) if items is not None else index
-        rows: list[dict[str, Any]] = index.to_pylist()
-        for row in rows:
-            if row[self.profile.name] is None:
-                raise ProfileError(f"{row['uid']}/{row['task']}/{row['n']} is not measured under profile {self.profile.name!r}")
-        return sorted(rows, key=lambda row: (-self._tokens(row), row["uid"], row["task"], row["n"]))
+        measured = index[self.profile.name]
+        if measured.null_count:
+            row = index.filter(measured.is_null()).slice(0, 1).to_pylist()[0]
+            raise ProfileError(f"{row['uid']}/{row['task']}/{row['n']} is not measured under profile {self.profile.name!r}")
+        visual = pc.struct_field(measured, "kept_tokens" if self.compress else "visual_tokens")
+        index = index.append_column("tokens", pc.add(pc.struct_field(measured, "text_tokens"), visual))
+        return index.sort_by([("tokens", "descending"), ("uid", "ascending"), ("task", "ascending"), ("n", "ascending")])
 
-    def ask(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Question], list[Failed], int]:
-        """(questions of these rows, items that failed, items in which nobody asks anything).
+    def ask(self, rows: pa.Table) -> tuple[list[Question], list[Failed], int]:
+        """(questions of these rows (of `rows`), items that failed, items in which nobody asks anything).
 
         Raises ProfileError for an item whose tokens are not those that were measured, ShardError for a shard that is gone or cut.
         """
-        raws = self._read(list(dict.fromkeys(row["uid"] for row in rows)))
+        raws = self._read(list(dict.fromkeys(rows["uid"].to_pylist())))
         questions: list[Question] = []
         failed: list[Failed] = []
         unasked = 0
-        for row in rows:
+        for row in rows.to_pylist():
             name, raw = ItemName(row["uid"], row["task"], row["n"]), raws[row["uid"]]
             try:
                 if isinstance(raw, ShardError):
@@ -156,16 +158,12 @@ class Asker:
             media.append(LoadedMedium(kind == "video", *loaded.grid, loaded.merge, loaded.patches, keep))
             tokens.append(MediumTokens(kind, kept_by_frame(keep, *loaded.grid, loaded.merge), facts["times"]))
         encoded = encode_item(item, self.tokenizer, tokens)
-        if len(encoded.input_ids) != self._tokens(row):
+        if len(encoded.input_ids) != row["tokens"]:
             raise ProfileError(
-                f"{name.uid}/{name.task}/{name.n} has {len(encoded.input_ids)} tokens, measured were {self._tokens(row)}: the dataset was "
+                f"{name.uid}/{name.task}/{name.n} has {len(encoded.input_ids)} tokens, measured were {row['tokens']}: the dataset was "
                 f"measured under another profile {self.profile.name!r}, tokenizer or version; measure it again"
             )
         return LoadedItem(name, encoded.input_ids, encoded.labels, tuple(media))
-
-    def _tokens(self, row: Mapping[str, Any]) -> int:
-        measured = row[self.profile.name]
-        return int(measured["text_tokens"] + measured["kept_tokens" if self.compress else "visual_tokens"])
 
     def _more(self, name: ItemName, record: Mapping[str, Any], turns: int) -> list[list[str]]:
         """Further gold answers of each turn."""

@@ -114,7 +114,8 @@ def test_the_export_loads_with_transformers_alone(finished: Path) -> None:
 @pytest.mark.slow
 def test_the_last_stage_is_evaluated_by_itself_and_only_the_answer_is_on_standard_output(finished: Path) -> None:
     made = finished / "made"
-    done = fovea("evaluate", made / "checkpoints/stage4/final", made / "dataset", "--packs", "16", "--json", cwd=finished)
+    few = ("--packs", "16", "--items", "2", "--max-new-tokens", "8")
+    done = fovea("evaluate", made / "checkpoints/stage4/final", made / "dataset", *few, "--json", cwd=finished)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     found = json.loads(line)
@@ -122,6 +123,9 @@ def test_the_last_stage_is_evaluated_by_itself_and_only_the_answer_is_on_standar
     assert found["loss"] == pytest.approx(recorded, rel=1e-5)
     assert found["labelled"] > 100
     assert set(found["loss_by_task"]) >= {"short_caption", "video", "vqa", "text"}
+    assert set(found["scores"]) <= set(found["loss_by_task"])
+    assert found["answers"] >= found["asked"] > 5
+    assert found["failed"] == []
     wrong = fovea("evaluate", made / "checkpoints", made / "dataset", cwd=finished)
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "no finished stage" in wrong.stderr

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from training.evaluation import score_checkpoint
 
+METRICS = ("loss", "exact_match", "choice")  # captions would import their library in each process
+
 
 def main(words: Sequence[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
     checkpoint, dataset, out = words
-    found = score_checkpoint(checkpoint, dataset, packs=4, new_tokens=8, batch=2, out=f"{out}.jsonl")
+    found = score_checkpoint(checkpoint, dataset, metrics=METRICS, packs=4, new_tokens=8, batch=2, out=f"{out}.jsonl")
     Path(f"{out}.{torch.distributed.get_rank()}.json").write_text(json.dumps(asdict(found)))

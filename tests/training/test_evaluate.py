@@ -112,7 +112,7 @@ def test_losses_are_means_over_labelled_tokens_by_whatever_name() -> None:
 def test_two_ranks_give_what_one_gives(made: SimpleNamespace, tmp_path: Path) -> None:
     codes, said = forked.run(hand_evaluate.main, [made.final, made.dataset, tmp_path / "two"], ranks=2)
     assert codes == [0, 0], said[-3000:]
-    alone = _scored(made, new_tokens=8, batch=2, out=tmp_path / "one.jsonl")
+    alone = _scored(made, metrics=hand_evaluate.METRICS, new_tokens=8, batch=2, out=tmp_path / "one.jsonl")
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     ranks = [json.loads((tmp_path / f"two.{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
