@@ -230,14 +230,22 @@ def _rank(settings: dict[str, Any]) -> None:
 
 def _cause(error: Exception) -> Exception:
     """What an attempt's end comes to: an error of ours that a person has to mend, else _Lost."""
+    from ray.exceptions import RayError
+
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
     for rank in sorted(failures):
         own = failures[rank]
         if isinstance(own, FoveaError) and not (isinstance(own, InfrastructureError) and own.retryable):
             return own
-    controller = getattr(error, "controller_failure", None)
-    whom = [f"rank {rank}: {type(own).__name__}: {_first_line(own)}" for rank, own in sorted(failures.items())]
-    return _Lost("; ".join(whom) if whom else f"{type(controller or error).__name__}: {_first_line(controller or error)}")
+    dead = {rank: gone for rank, own in failures.items() if isinstance(gone := getattr(own, "health_check_failure", own), RayError)}
+    if dead:  # what the others say is that they lost it
+        return _Lost(
+            "; ".join(f"rank {rank} died ({type(gone).__name__}: its process or its machine)" for rank, gone in sorted(dead.items()))
+        )
+    if failures:
+        return _Lost("; ".join(f"rank {rank}: {type(own).__name__}: {_first_line(own)}" for rank, own in sorted(failures.items())))
+    controller = getattr(error, "controller_failure", error)
+    return _Lost(f"{type(controller).__name__}: {_first_line(controller)}")
 
 
 def _stand(job: _Job, pending: Sequence[int]) -> str:

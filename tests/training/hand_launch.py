@@ -68,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 deed()
         return take(engine, block, batches, done, total)
 
-    loop.train_step = taken
+    loop.train_step = taken  # type: ignore[assignment]
     rank_group.SHARED_WITHIN = 1.0
     dataset = given.dataset if rank != given.blind else f"{given.dataset}-gone"
     out = given.out if rank != given.apart else f"{given.out}-apart"

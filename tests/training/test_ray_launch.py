@@ -78,6 +78,7 @@ def test_a_worker_that_is_killed_changes_nothing(
     killer.join()
     assert killed
     (told,) = [m for m in caplog.messages if "restart 1 of 1 on 2 ranks" in m]
+    assert re.match(r"rank [01] died \(\w+Error: process or machine\); restart", told), told
     assert re.search(r"Stage 2 has a checkpoint of step (4|8|12|16|20|24|28)$", told), told
     assert any(re.search(rf"stage 2 step {STEPS} loss", m) for m in caplog.messages), "steps of far workers are told"
     assert losses(out) == losses(tmp_path / "calm")
@@ -156,3 +157,24 @@ def test_losses_of_workers_are_counted_and_what_is_left_decides(
     with pytest.raises(InfrastructureError, match=r"begun again 0 times, which is all that was asked for \(--restarts\)"):
         ray_launch._attempts(job, RayRanks(4, restarts=0), [2])
     assert not final_dir(tmp_path, 2).exists()
+
+
+def test_the_end_of_an_attempt_is_a_loss_or_an_error_to_mend() -> None:
+    from ray.exceptions import ActorUnavailableError
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    mend, lost = ConfigError("no such profile"), InfrastructureError("rank 0 lost the connection", retryable=True)
+    died = WorkerHealthCheckFailedError("A worker health check failed.", ActorUnavailableError("killed", None))
+    assert ray_launch._cause(WorkerGroupError("", {0: lost, 3: mend})) is mend
+    assert isinstance(ray_launch._cause(WorkerGroupError("", {0: InfrastructureError("no room on the disk")})), InfrastructureError)
+    for failures, told in (
+        ({0: lost, 1: died}, "rank 1 died (ActorUnavailableError: process or machine)"),
+        ({0: lost}, "rank 0: InfrastructureError: rank 0 lost the connection"),
+        ({2: RuntimeError("CUDA error: ECC\nmore")}, "rank 2: RuntimeError: CUDA error: ECC"),
+    ):
+        cause = ray_launch._cause(WorkerGroupError("", failures))
+        assert isinstance(cause, ray_launch._Lost)
+        assert str(cause) == told
+    assert str(ray_launch._cause(ControllerError(TimeoutError("no workers")))) == "TimeoutError: no workers"
