@@ -239,9 +239,7 @@ def _cause(error: Exception) -> Exception:
             return own
     dead = {rank: gone for rank, own in failures.items() if isinstance(gone := getattr(own, "health_check_failure", own), RayError)}
     if dead:  # what the others say is that they lost it
-        return _Lost(
-            "; ".join(f"rank {rank} died ({type(gone).__name__}: its process or its machine)" for rank, gone in sorted(dead.items()))
-        )
+        return _Lost("; ".join(f"rank {rank} died ({type(gone).__name__}: process or machine)" for rank, gone in sorted(dead.items())))
     if failures:
         return _Lost("; ".join(f"rank {rank}: {type(own).__name__}: {_first_line(own)}" for rank, own in sorted(failures.items())))
     controller = getattr(error, "controller_failure", error)
