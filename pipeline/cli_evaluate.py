@@ -48,28 +48,33 @@ def evaluate(
 ) -> None:
     """Loss of a model on a split, and scores of its own answers, under the profile, compression and budgets it was trained with."""
     from training.evaluation import score_checkpoint
+    from training.rank_group import EndedElsewhere
 
     first = os.environ.get("RANK", "0") == "0"
     if not first:
         log.setLevel(logging.WARNING)
-    with progress_bars(as_json or not first) as progress:
-        found = score_checkpoint(
-            checkpoint,
-            dataset,
-            split,
-            [name.strip() for name in metrics.split(",") if name.strip()],
-            items=items,
-            packs=packs,
-            gold=_by_task(gold or []),
-            new_tokens=new_tokens,
-            batch=batch,
-            profile=profile,
-            compress=compress,
-            tokenizer=tokenizer,
-            precision=precision.value,
-            out=answers,
-            progress=progress,
-        )
+    try:
+        with progress_bars(as_json or not first) as progress:
+            found = score_checkpoint(
+                checkpoint,
+                dataset,
+                split,
+                [name.strip() for name in metrics.split(",") if name.strip()],
+                items=items,
+                packs=packs,
+                gold=_by_task(gold or []),
+                new_tokens=new_tokens,
+                batch=batch,
+                profile=profile,
+                compress=compress,
+                tokenizer=tokenizer,
+                precision=precision.value,
+                out=answers,
+                progress=progress,
+            )
+    except EndedElsewhere as error:
+        log.debug("%s", error)
+        raise typer.Exit(1) from None
     if first:
         put_line(_as_json(checkpoint, dataset, found)) if as_json else _show(found)
 

@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from shards.errors import ConfigError
 from training.captions import caption_scores
 from training.generate import Bounds, generate
 from training.questions import Asker, Failed, Question
+from training.rank_group import agreed
 from training.scores import anls, characters, choice, chosen, exact_match, metrics_of
 from training.stages import close_to
 
@@ -83,22 +84,32 @@ def wanted_metrics(names: Sequence[str]) -> tuple[str, ...]:
 
 def answer_all(model: nn.Module, asker: Asker, rows: pa.Table, bounds: Bounds, ranks: Ranks, progress: Progress | None = None) -> Answers:
     """Answers of the questions in `rows` (of Asker.rows). Every rank must call it; what is asked in one batch does not depend on their
-    number, so that neither do the answers."""
+    number, so that neither do the answers.
+
+    Ranks take chunks in turn and meet after each: neighbouring ones are alike, none waits long, and an error of one is raised at once, on
+    the others as training.rank_group.EndedElsewhere.
+    """
     chunks = list(_chunks(rows, asker.profile.name, bounds))
     mine = chunks[ranks.rank :: ranks.world]
     answers: list[Answer] = []
     failed: list[Failed] = []
-    unasked = done = 0
-    for chunk, (questions, lost, silent) in zip(mine, _ahead(asker.ask, mine), strict=True):
+    unasked = 0
+
+    def answer(asked: tuple[list[Question], list[Failed], int] | None) -> int:
+        if asked is None:
+            return 0
+        questions, lost, silent = asked
         found = generate(model, [q.prompt for q in questions], asker.tokenizer, bounds)
-        answers += [
-            _answer(q, asker.tokenizer.decode(a.ids, skip_special_tokens=True), a.cut) for q, a in zip(questions, found, strict=True)
-        ]
-        failed += lost
-        unasked += silent
-        done += len(chunk)
-        if progress is not None:
-            progress("items asked", done, sum(map(len, mine)))
+        for question, made in zip(questions, found, strict=True):
+            answers.append(_answer(question, asker.tokenizer.decode(made.ids, skip_special_tokens=True), made.cut))
+        failed.extend(lost)
+        return silent
+
+    with _ahead(asker.ask, mine) as coming:
+        for turn in range(math.ceil(len(chunks) / ranks.world)):
+            unasked += agreed(ranks, lambda: answer(next(coming, None)))
+            if progress is not None:
+                progress("items asked", sum(map(len, chunks[: (turn + 1) * ranks.world])), len(rows))
     everywhere: list[Any] = [None] * ranks.world
     torch.distributed.all_gather_object(everywhere, (answers, failed, unasked))
     return Answers(
@@ -172,14 +183,19 @@ def _chunks(rows: pa.Table, profile: str, bounds: Bounds) -> Iterator[pa.Table]:
         yield rows.slice(start)
 
 
-def _ahead(work: Callable[[Any], Any], chunks: Sequence[Any]) -> Iterator[Any]:
+@contextmanager
+def _ahead(work: Callable[[Any], Any], chunks: Sequence[Any]) -> Iterator[Iterator[Any]]:
     """The work of each chunk in order, the next ones done in threads meanwhile (decoders let go of the interpreter lock)."""
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="fovea-ask")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        waiting = iter(chunks)
-        coming = [pool.submit(work, chunk) for chunk in islice(waiting, _AHEAD)]
-        while coming:
-            ready = coming.pop(0).result()
-            coming += [pool.submit(work, chunk) for chunk in islice(waiting, 1)]
-            yield ready
+
+        def ready() -> Iterator[Any]:
+            waiting = iter(chunks)
+            coming = [pool.submit(work, chunk) for chunk in islice(waiting, _AHEAD)]
+            while coming:
+                done = coming.pop(0).result()
+                coming += [pool.submit(work, chunk) for chunk in islice(waiting, 1)]
+                yield done
+
+        yield ready()

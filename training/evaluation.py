@@ -14,8 +14,9 @@ from training.answers import Answer, Answers, Progress, Score, answer_all, score
 from training.evaluate import HeldOut, evaluate
 from training.generate import Bounds
 from training.questions import Asker, Failed
+from training.rank_group import agreed
 from training.stages import close_to
-from training.subject import Precision, load_subject
+from training.subject import Precision, Subject, load_subject
 
 log = logging.getLogger("fovea")
 
@@ -67,7 +68,8 @@ def score_checkpoint(
     metrics     of training.answers.METRICS.   items  at most so many of each task are asked, always the same; None: all.
     packs       about so many packs the loss is taken over, always the same.   gold  as training.questions.Asker has it.
     new_tokens  of an answer, at most.   batch  prompts that are answered at once, at most.   out  file of answers (JSON lines), or None.
-    Greedy, and the same on every run and every number of ranks. Raises InfrastructureError, ConfigError, ProfileError and ShardError.
+    Greedy, and the same on every run and every number of ranks. Raises InfrastructureError, ConfigError, ProfileError and ShardError; of
+    several ranks one raises it, the others training.rank_group.EndedElsewhere.
     """
     from shards.reader import Dataset
     from training.engine import start_ranks
@@ -78,7 +80,11 @@ def score_checkpoint(
             raise ConfigError(f"gold answers of an unknown task {task!r}{close_to(task, TASKS)}; tasks are {', '.join(TASKS)}")
     opened.manifest.of_split(split)  # said before anything is loaded
     ranks = start_ranks()
-    subject = load_subject(checkpoint, profile=profile, compress=compress, tokenizer=tokenizer, precision=precision)
+
+    def load() -> Subject:
+        return load_subject(checkpoint, profile=profile, compress=compress, tokenizer=tokenizer, precision=precision)
+
+    subject = agreed(ranks, load)
     bounds = Bounds(batch, subject.stage.seq_tokens, subject.stage.pack_patches, new_tokens)
     asker = Asker(opened, subject.profile, subject.tokenizer, subject.stage.compress, gold or {}, limits or Limits())
     loss = None
@@ -86,7 +92,7 @@ def score_checkpoint(
         loss = evaluate(subject.model, opened, subject.tokenizer, subject.profile, subject.stage, split, packs, ranks)
     found = Answers((), (), 0)
     if set(wanted) - {"loss"}:
-        rows = asker.rows(split, items)
+        rows = agreed(ranks, lambda: asker.rows(split, items))
         found = answer_all(subject.model, asker, rows, bounds, ranks, progress if ranks.rank == 0 else None)
     for task, name in (gold or {}).items():
         if ranks.rank == 0 and found.answers and not any(len(a.gold) > 1 for a in found.answers if task in ("", a.task)):
