@@ -56,7 +56,8 @@ from training.index_source import DatasetIndex
 from training.loader import Loader
 from training.mixture import Mixture
 from training.node import Node
-from training.plan import Plan, PlanConfig, make_plan
+from training.plan import Plan, make_plan
+from training.plan_parts import PlanConfig
 
 SHARDS = 16
 NODES = 8
