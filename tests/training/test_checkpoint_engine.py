@@ -66,7 +66,7 @@ def copied(one: SimpleNamespace, folder: Path) -> Path:
     return Path(shutil.copytree(one.path.parent, folder / "stage1")) / one.path.name
 
 
-KINDS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (3, "bf16")]
+KINDS = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (3, "bf16")]
 
 
 @pytest.mark.parametrize(("zero", "precision"), KINDS)
