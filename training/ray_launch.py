@@ -30,6 +30,7 @@ from training.stages import TrainingConfig
 log = logging.getLogger("fovea")
 
 _SAID_EVERY = 10  # steps between two lines about a run that is far away
+_ANSWERED_WITHIN = 60.0  # seconds in which a node that is well has started a process, however busy it is
 _LOOKED_EVERY = 1.0  # seconds between two looks at its numbers
 
 
@@ -145,8 +146,6 @@ def _shared_by(config: TrainingConfig, number: int) -> int:
 
 
 def _attempts(job: _Job, asked: RayRanks, pending: Sequence[int]) -> None:
-    import ray
-
     ranks, lost = asked.ranks, 0
     while True:
         try:
@@ -160,10 +159,33 @@ def _attempts(job: _Job, asked: RayRanks, pending: Sequence[int]) -> None:
                     f"{error}; begun again {asked.restarts} times, which is all that was asked for (--restarts). {_stand(job, pending)}: "
                     "the same command goes on from there"
                 ) from error
-            ranks = ranks_in(room_for(ray.nodes(), asked), job.config, pending, asked.ranks)
+            ranks = ranks_in(room_for(_answering(), asked), job.config, pending, asked.ranks)
             if ranks == 0:
                 raise InfrastructureError(f"{error}; no node is left with {_needs(asked)}. {_stand(job, pending)}") from error
             log.warning("%s; restart %d of %d on %d ranks. %s", error, lost, asked.restarts, ranks, _stand(job, pending))
+
+
+def _answering() -> list[dict[str, Any]]:
+    """The nodes that do what they are asked: Ray takes a machine that is gone for alive until it has missed enough heartbeats."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def here() -> bool:
+        return True
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    asked = {here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node for node in alive}
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWERED_WITHIN)
+    found = []
+    for answer in done:
+        try:
+            ray.get(answer)
+        except ray.exceptions.RayError as error:
+            log.info("a node is gone: %s", _first_line(error))
+        else:
+            found.append(asked[answer])
+    return found
 
 
 class _Lost(Exception):

@@ -150,7 +150,7 @@ def test_losses_of_workers_are_counted_and_what_is_left_decides(
         raise ray_launch._Lost("rank 1: ActorDiedError: its node is gone")
 
     monkeypatch.setattr(ray_launch, "_attempt", attempt)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": next(cpus)}}])
+    monkeypatch.setattr(ray_launch, "_answering", lambda: [{"Alive": True, "Resources": {"CPU": next(cpus)}}])
     with pytest.raises(InfrastructureError, match=r"no node is left with 1 CPU\. Stage 2 has no checkpoint yet"):
         ray_launch._attempts(job, RayRanks(4, restarts=9), [2])
     assert tried == [4, 2, 1, 4]
