@@ -25,7 +25,10 @@ def answer(ranks: Ranks) -> None:
 
 
 def absent(ranks: Ranks) -> str:
-    """The ranks that do not answer, with machine and process, for a message; "another rank" where that cannot be told."""
+    """The ranks that do not answer, with machine and process, for a message; "another rank" where that cannot be told.
+
+    Without a launcher's own store the ranks meet at rank 0: nobody can be asked when it is rank 0 that is gone.
+    """
     names: list[str] = []
 
     def ask() -> None:
@@ -37,7 +40,8 @@ def absent(ranks: Ranks) -> str:
         names.extend(f"rank {rank} ({store.get(_key(rank)).decode()})" for rank in away if store.check([_key(rank)]))
 
     _within_patience(ask)
-    return ", ".join(names) or "another rank"
+    unknown = f"rank {1 - ranks.rank}" if ranks.world == 2 else "another rank"
+    return ", ".join(names) or unknown
 
 
 def _within_patience(work: Any) -> None:

@@ -43,3 +43,4 @@ def test_where_nobody_can_be_asked_nobody_is_accused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(roll_call, "_store", gone)
     roll_call.answer(Ranks(1, 3))
     assert roll_call.absent(Ranks(1, 3)) == "another rank"
+    assert roll_call.absent(Ranks(1, 2)) == "rank 0", "of two it can only be the other"
