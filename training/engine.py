@@ -21,8 +21,7 @@ from training.attention import chosen_attention, use_attention
 from training.model import freeze, parameter_groups
 from training.pack_loss import PackLoss, adapted_head
 from training.stages import StageConfig, TrainingConfig
-from training.tally import Tally as Tally
-from training.tally import task_numbers as task_numbers
+from training.tally import Tally
 from training.weights import token_weights
 from training.zero import (
     GradientNotFinite,

@@ -48,7 +48,7 @@ def model(tied: bool = True) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             made.lm_head.weight = nn.Parameter(torch.randn_like(made.lm_head.weight) * 0.06)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def stage(**changes: Any) -> StageConfig:

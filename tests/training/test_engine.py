@@ -22,11 +22,11 @@ from training.engine import (
     rank_device,
     rate_factor,
     start_ranks,
-    task_numbers,
     train_step,
 )
 from training.model import PackLoss, labelled_places, parts
 from training.stages import StageConfig, TrainingConfig
+from training.tally import task_numbers
 
 
 def stage(**changes: Any) -> StageConfig:

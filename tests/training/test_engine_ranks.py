@@ -28,11 +28,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(runs: Path, name: str, rank: int = 0) -> Found:
-    return json.loads((runs / str(rank) / "found.json").read_text())[name]  # type: ignore[no-any-return]
+    return json.loads((runs / str(rank) / "found.json").read_text())[name]
 
 
 def weights(runs: Path, name: str, rank: int = 0) -> dict[str, torch.Tensor]:
-    return torch.load(runs / str(rank) / f"{name}.pt", weights_only=True)  # type: ignore[no-any-return]
+    return torch.load(runs / str(rank) / f"{name}.pt", weights_only=True)
 
 
 def plain(kind: str = "token", tied: bool = True) -> tuple[list[float], list[float], nn.Module]:

@@ -72,8 +72,8 @@ def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int, 
         calls.append((cu_seqlens_q.tolist(), max_seqlen_q, causal))
         out = []
         for start, end in zip(cu_seqlens_q.tolist(), cu_seqlens_q.tolist()[1:], strict=False):
-            one = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
-            attended = functional.scaled_dot_product_attention(*one, is_causal=causal, scale=softmax_scale, enable_gqa=True)
+            query, key, value = (x[start:end].transpose(0, 1)[None] for x in (q, k, v))
+            attended = functional.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=softmax_scale, enable_gqa=True)
             out.append(attended[0].transpose(0, 1))
         return torch.cat(out)
 
@@ -148,7 +148,7 @@ def test_attention_is_chosen_by_what_can_run(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_adapters_of_the_head_are_part_of_the_loss() -> None:
-    model = handmade.model()
+    model: Any = handmade.model()
     pack = packed([item("text", 1)])
     before, _ = PackLoss(model)(pack)
 
