@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "pipeline": {"shards", "curation", "training"},
 }
 # Of training the pipeline only starts it.
-STARTS_TRAINING = {"cli_training.py", "quickstart.py", "cluster.py"}
+STARTS_TRAINING = {"cli_costs.py", "cli_evaluate.py", "cli_training.py", "quickstart.py", "cluster.py"}
 
 
 def imported(path: Path) -> set[str]:
