@@ -93,5 +93,5 @@ def _imbalance(plan: Plan, ranks: list[int], windows: list[int]) -> dict[int, fl
                 continue  # the last step of an epoch may hold anything
             for r in ranks:
                 loads = [sum(costs[p] for p in hand) for hand in deal(costs, r)]
-                found[r].append(max(loads) * r / sum(loads) - 1)
+                found[r].append(max(loads) * r / sum(loads) - 1 if sum(loads) else 0.0)
     return {r: float(np.mean(values)) if values else 0.0 for r, values in found.items()}

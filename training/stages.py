@@ -234,7 +234,8 @@ class TrainingConfig(BaseModel):
     def stage_digest(self, stage: int) -> str:
         """Identity of what a stage computes: its block, the model, the seed, and every stage before it; never how it is run."""
         chain = [self.stages[k].model_dump(mode="json") for k in sorted(self.stages) if k <= stage]
-        return digest_of(self.model.model_dump(mode="json"), self.seed, chain)
+        model = self.model.model_dump(mode="json", exclude={"sizes", "attn", "gradient_checkpointing"})  # how it is run and predicted
+        return digest_of(model, self.seed, chain)
 
 
 def deepspeed_json(path_or_name: str) -> dict[str, Any]:

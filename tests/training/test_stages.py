@@ -96,6 +96,8 @@ def test_a_stage_digest_depends_on_results_only(tmp_path: Path) -> None:
     base = load_training_config("tiny")
     assert base.stage_digest(2) == base.model_copy(update={"workers": 7, "checkpoint_steps": 3}).stage_digest(2)
     assert base.stage_digest(2) != base.model_copy(update={"seed": 43}).stage_digest(2)
+    attn = base.model.model_copy(update={"attn": "sdpa", "gradient_checkpointing": True, "sizes": "videollama3-2b"})
+    assert base.stage_digest(2) == base.model_copy(update={"model": attn}).stage_digest(2)
     stage3 = base.stages[3].model_copy(update={"clip": 0.5})
     changed = base.model_copy(update={"stages": {**base.stages, 3: stage3}})
     assert [changed.stage_digest(k) == base.stage_digest(k) for k in (1, 2, 3, 4)] == [True, True, False, False]
