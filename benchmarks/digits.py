@@ -97,7 +97,7 @@ def draw(out: Path, seed: int, tuning: bool, wrong: bool) -> list[tuple[int, int
     asked = originals("tune" if tuning else "held_out")
     pairs: list[tuple[int, int]] = []
     for kind in KINDS:
-        write_pictures(out / "train", kind, scenes(learned, kind, PICTURES[kind], seed), learned)
+        write_pictures(out / "train", kind, scenes(learned, kind, PICTURES[kind], seed), learned, more=True)
         questions = scenes(asked, kind, ASKED[kind], seed + 1_000_000)
         write_pictures(out / "held_out", kind, questions, asked)
         pairs += [(q.labels[0], q.labels[1]) for q in questions if kind == "larger"]

@@ -115,7 +115,7 @@ def scenes(found: Originals, kind: Kind, count: int, seed: int) -> list[Asked]:
     larger  two digits that differ, half of the pictures with the larger one on the right.
     """
     random = np.random.default_rng([seed, KINDS.index(kind)])
-    turns = np.concatenate([random.permutation(len(found.labels)) for _ in range(1 + 3 * count // len(found.labels))])
+    turns = np.concatenate([random.permutation(len(found.labels)) for _ in range(1 + count // len(found.labels))])
     made: list[Asked] = []
     for number in range(count):
         chosen = _choose(found, kind, number, turns, random)
@@ -183,16 +183,23 @@ def lay(ground: np.ndarray, ink: np.ndarray, digits: Sequence[Placed], found: Or
     return picture.round().clip(0, 255).astype(np.uint8)
 
 
-def write_pictures(folder: Path, kind: Kind, asked: Sequence[Asked], found: Originals) -> Path:
-    """PNG files under folder/<kind>/ and folder/<kind>.jsonl beside it, a record for each with its conversation. Returns the JSONL."""
+def write_pictures(folder: Path, kind: Kind, asked: Sequence[Asked], found: Originals, more: bool = False) -> Path:
+    """PNG files under folder/<kind>/ and folder/<kind>.jsonl beside it, a record for each with its conversation. Returns the JSONL.
+
+    more  pairs have two turns: which is larger, and both read, half of them the other way round. For training: who is asked has one.
+    """
     (folder / kind).mkdir(parents=True, exist_ok=True)
     listed = folder / f"{kind}.jsonl"
     with listed.open("w", encoding="utf-8") as file:
         for number, one in enumerate(asked):
             name = f"{kind}/{number:06}.png"
             Image.fromarray(draw(one.scene, found)).save(folder / name, compress_level=1)
-            record = {"id": f"{kind}-{number:06}", "files": name, "conversations": talk([(f"<image>\n{QUESTIONS[kind]}", one.answer)])}
-            file.write(json.dumps(record) + "\n")
+            turns = [(QUESTIONS[kind], one.answer)]
+            if more and kind == "larger":
+                turns.insert(number % 2, (QUESTIONS["read"], answer_of("read", one.labels)))
+            first, *rest = turns
+            conversation = talk([(f"<image>\n{first[0]}", first[1]), *rest])
+            file.write(json.dumps({"id": f"{kind}-{number:06}", "files": name, "conversations": conversation}) + "\n")
     return listed
 
 

@@ -138,6 +138,18 @@ def test_files_hold_what_is_asked(found: Originals, tmp_path: Path) -> None:
         assert answer == {"from": "gpt", "value": "".join(map(str, one.labels))}
 
 
+def test_pairs_that_are_learned_from_have_a_second_turn_and_those_that_are_asked_about_have_not(found: Originals, tmp_path: Path) -> None:
+    asked = scenes(found, "larger", 4, 1)
+    learned = write_pictures(tmp_path / "train", "larger", asked, found, more=True)
+    for number, (one, line) in enumerate(zip(asked, learned.read_text("utf-8").splitlines(), strict=True)):
+        said = [turn["value"] for turn in json.loads(line)["conversations"]]
+        both = {"larger": one.answer, "read": "".join(map(str, one.labels))}
+        first, second = ("read", "larger") if number % 2 == 0 else ("larger", "read")
+        assert said == [f"<image>\n{first}", both[first], second, both[second]]
+    line = write_pictures(tmp_path / "held_out", "larger", asked, found).read_text("utf-8").splitlines()[0]
+    assert [turn["value"] for turn in json.loads(line)["conversations"]] == ["<image>\nlarger", asked[0].answer]
+
+
 def test_what_is_said_in_words_is_true() -> None:
     numbers = {word: n for n, word in enumerate(("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))}
     sides: Counter[str] = Counter()
