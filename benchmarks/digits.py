@@ -35,7 +35,7 @@ from benchmarks.digits_score import Scores, one_digit_alone, scores_of
 HERE = Path(__file__).parent / "digits"
 RUNS = ("main", "paper", "shuffled")
 SEEDS = (1, 2)
-PICTURES: dict[Kind, int] = {"name": 10_000, "read": 8_000, "larger": 8_000}
+PICTURES: dict[Kind, int] = {"name": 10_000, "read": 8_000, "larger": 12_000}
 ASKED: dict[Kind, int] = {"name": 360, "read": 400, "larger": 400}  # every held-out original is named once
 TALKS = 4_000
 VOCABULARY = 512

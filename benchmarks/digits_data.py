@@ -212,12 +212,12 @@ def words(count: int, seed: int) -> list[list[dict[str, str]]]:
     """Conversations without pictures: the same questions about digits that are spelled out, and counting.
 
     A picture is so many tokens, most of them of paper; so the words stand among so many words `paper`, at places that mean nothing. Which
-    of two is larger has as many answers left as right. The first two talks are of users and assistants, for the tokenizer.
+    of two is larger has as many answers left as right. The first two talks are for the tokenizer: words that
+    begin a turn or an answer become one token each, so that an answer's weight lies on the choice and not on its spelling.
     """
     random = np.random.default_rng([seed, len(KINDS)])
-    talks = [
-        talk([(f"user asks user\nuser asks {word}", f"assistant answers assistant\nassistant answers {word}")]) for word in ("one", "two")
-    ]
+    said = (" or ".join(SIDES), " or ".join(reversed(SIDES)))
+    talks = [talk([(f"user asks user\n{sides}", f"assistant answers assistant\n{sides}")]) for sides in said]
     while len(talks) < count:
         number = len(talks)
         if number % 4 == 3:

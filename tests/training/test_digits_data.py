@@ -175,3 +175,12 @@ def test_scores_count_what_is_right() -> None:
     assert found.pictures == {"name": 2, "read": 3, "larger": 3}
     with pytest.raises(ValueError, match="no answers about pictures of name"):
         scored([{"source": "larger", "gold": ["left"], "answer": "left"}])
+
+
+def test_each_answer_and_each_header_is_one_token(tmp_path: Path) -> None:
+    from shards.tokenizer import text_only, train_tokenizer
+
+    said = [turn["value"] for turns in words(400, 1) for turn in turns]
+    tokenizer = text_only(train_tokenizer(said, tmp_path, 512))
+    for word in ("left", "right", *QUESTIONS.values(), "user", "assistant", *"0123456789"):
+        assert len(tokenizer.encode(word).ids) == 1, word
