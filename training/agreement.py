@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from shards.errors import InfrastructureError
+from training.durable import room
 from training.rank_group import agreed
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ def attempt(work: Callable[[], None], folder: Path) -> str | None:
     """
     try:
         work()
+    except InfrastructureError as error:
+        return str(error)
     except (OSError, RuntimeError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return f"{lines[0][:300]} ({_room(folder)})"
+        return f"{lines[0][:300]} ({room(folder)})"
     return None
 
 
@@ -97,8 +99,3 @@ def bound_waiting(seconds: float = RANK_TIMEOUT) -> None:
     if torch.distributed.get_world_size() > 1:
         for group in list(distributed_c10d._world.pg_map):
             torch.distributed.set_timeout(timedelta(seconds=seconds), group)
-
-
-def _room(folder: Path) -> str:
-    there = next((path for path in (folder, *folder.parents) if path.is_dir()), None)
-    return "the folder is gone" if there is None else f"{shutil.disk_usage(there).free / 1e9:,.3f} GB free at {there}"

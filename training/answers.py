@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import torch
 
 from shards.errors import ConfigError
 from training.captions import caption_scores
+from training.durable import replace_text
 from training.generate import Bounds, generate
 from training.questions import Asker, Failed, Question
 from training.rank_group import agreed
@@ -153,16 +153,14 @@ def score_answers(answers: Sequence[Answer], metrics: Sequence[str]) -> tuple[li
 
 
 def write_answers(path: Path, answers: Sequence[Answer], failed: Sequence[Failed]) -> None:
-    """One JSON object a line, answers then failures ({"error": kind, "reason": …}); the file appears whole."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with scratch.open("w", encoding="utf-8") as file:
-        for answer in answers:
-            file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-        for lost in failed:
-            told = asdict(lost)
-            file.write(json.dumps({"error": told.pop("kind"), **told}, ensure_ascii=False) + "\n")
-    os.replace(scratch, path)
+    """One JSON object a line, answers then failures ({"error": kind, "reason": …}); the file appears whole.
+
+    Raises InfrastructureError where the disk does not take it."""
+    records = [asdict(answer) for answer in answers]
+    for lost in failed:
+        told = asdict(lost)
+        records.append({"error": told.pop("kind"), **told})
+    replace_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def _answer(question: Question, text: str, cut: bool) -> Answer:

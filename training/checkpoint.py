@@ -83,9 +83,13 @@ def save_state(engine: Any, folder: Path, state: TrainState, keep: int, ranks: R
 
 def _cleared(folder: Path, scratch: Path) -> None:
     """What a killed process left half written is of no use, and may be what fills the disk."""
+    _swept(folder)
+    scratch.mkdir(parents=True)
+
+
+def _swept(folder: Path) -> None:
     for left in folder.glob(".step-*.tmp"):
         shutil.rmtree(left)
-    scratch.mkdir(parents=True)
 
 
 def _finish(scratch: Path, target: Path, note: Mapping[str, Any], keep: int) -> None:
@@ -93,7 +97,14 @@ def _finish(scratch: Path, target: Path, note: Mapping[str, Any], keep: int) -> 
     publish(scratch, target)
     replace_text(target.parent / "latest", target.name)
     for old in _saved(target.parent)[:-keep]:
-        shutil.rmtree(old)
+        _delete(old)
+
+
+def _delete(checkpoint: Path) -> None:
+    """A kill in the midst of it leaves a directory that the next saving sweeps, never half of one under its own name."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.tmp")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _mend_of_disk(folder: Path) -> str:
@@ -237,11 +248,24 @@ def save_final(model: nn.Module, out: Path, stage: int, facts: Mapping[str, Any]
         shutil.rmtree(scratch, ignore_errors=True)
     agree(problem, ranks, lambda told: f"{target} could not be written: {told}. {_mend_of_disk(target.parent)}")
     if ranks.rank == 0:
-        for old in _saved(target.parent):
-            shutil.rmtree(old)
-        (target.parent / "latest").unlink(missing_ok=True)
+        forget_states(out, stage)
     everywhere(None, ranks)  # nobody looks for the stage's states while they are deleted
     return target
+
+
+def forget_states(out: Path, stage: int) -> None:
+    """Deletes the states of a finished stage, and what a kill has left of them. One process must call it; a failure is logged."""
+    folder = stage_dir(out, stage)
+
+    def work() -> None:
+        _swept(folder)
+        for old in _saved(folder):
+            _delete(old)
+        if (folder / "latest").exists():
+            (folder / "latest").unlink()
+
+    if told := attempt(work, folder):
+        log.warning("%s: the states of the finished stage could not be deleted: %s", folder, told)
 
 
 def finished(out: Path, stage: int, stage_digest: str) -> dict[str, Any] | None:

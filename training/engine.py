@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fovea")
 
+NAMED_ITEMS = 64  # in the message of a step whose gradient is not finite
+
 
 class TrainingStopped(FoveaError):
     """A step that must not be taken: its loss or its gradient is not finite. The message names the step and its items."""
@@ -186,7 +188,8 @@ def train_step(engine: Any, stage: StageConfig, batches: Sequence[PackBatch], st
     norm = _update(engine)
     if not math.isfinite(norm):
         raise TrainingStopped(
-            f"step {step}: the gradient is not finite over {_names(batches)}. No update was made: the last checkpoint is good. "
+            f"step {step}: the gradient is not finite, while every loss is: that of one of the step's items at least, which their sum does "
+            f"not tell. They are {_names_of_all(batches, step, ranks)}. No update was made: the last checkpoint is good. "
             "Look at these samples (`fovea explain`), or lower the learning rate"
         )
     return StepResult(
@@ -267,5 +270,22 @@ def _refuse_unless_finite(loss: float, batches: Sequence[PackBatch], tally: Tall
     )
 
 
+def _names_of_all(batches: Sequence[PackBatch], step: int, ranks: Ranks) -> str:
+    """The step's items by rank, NAMED_ITEMS of them at most, as many of each rank; all of its own are in each rank's log. Every rank must
+    call it."""
+    items = _named(batches)
+    log.error("step %d: the gradient is not finite; the items of rank %d are %s", step, ranks.rank, ", ".join(items))
+    share = max(1, NAMED_ITEMS // ranks.world)
+    everywhere: list[tuple[list[str], int]] = [([], 0)] * ranks.world
+    torch.distributed.all_gather_object(everywhere, (items[:share], len(items)))
+    told = [f"on rank {rank} {', '.join(some)}" for rank, (some, _) in enumerate(everywhere)][:NAMED_ITEMS]
+    more = sum(count for _, count in everywhere) - sum(len(some) for some, _ in everywhere[:NAMED_ITEMS])
+    return "; ".join(told) + (f"; and {more:,} more, which the log of each rank names" if more else "")
+
+
 def _names(batches: Sequence[PackBatch]) -> str:
-    return ", ".join(f"{i.uid}/{i.task}/{i.n}" for b in batches for i in b.items)
+    return ", ".join(_named(batches))
+
+
+def _named(batches: Sequence[PackBatch]) -> list[str]:
+    return [f"{i.uid}/{i.task}/{i.n}" for b in batches for i in b.items]

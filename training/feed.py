@@ -17,6 +17,7 @@ from shards.media import Limits
 from shards.profile import Profile
 from shards.reader import Dataset
 from training.cost import CostModel
+from training.durable import append_line, replace_text, whole_lines
 from training.index_source import DatasetIndex
 from training.loader import LoadedStep, Loader
 from training.mixture import Mixture, left_out
@@ -124,19 +125,12 @@ def tell(plan: Plan, aloud: bool) -> None:
 def _note_skip(path: Path, stage: int, epoch: int, uid: str, task: str, n: int, source: str, kind: str, reason: str, step: int) -> None:
     where = {"stage": stage, "epoch": epoch, "step": step}
     record = {**where, "uid": uid, "task": task, "n": n, "source": source, "kind": kind, "reason": reason}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    append_line(path, json.dumps(record, ensure_ascii=False))
 
 
 def _forget_skips(path: Path, stage: int, epoch: int, step: int) -> None:
-    """Drops what is noted of steps that are about to be made (again)."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text("utf-8").splitlines(keepends=True):
-        record = json.loads(line) if line.endswith("\n") else None
-        if record is not None and (record["stage"], record["epoch"], record["step"]) < (stage, epoch, step):
-            kept.append(line)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(kept), "utf-8")
-    scratch.replace(path)
+    """Drops what every rank (there may have been more of them) has noted of steps that are about to be made (again)."""
+    for own in sorted(path.parent.glob("skipped-*.jsonl")):
+        records = whole_lines(own, needs=("stage", "epoch", "step"))
+        kept = [r for r in records if (r["stage"], r["epoch"], r["step"]) < (stage, epoch, step)]
+        replace_text(own, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))

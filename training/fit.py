@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from scipy.optimize import nnls
 
 from shards.errors import ConfigError
 from training.cost import FEATURES, CostModel
+from training.durable import replace_text
 from training.measured import PackRecord
 
 FEWEST = 30  # packs: four for each coefficient, and two to spare
@@ -76,17 +76,16 @@ def fitted_by_stage(records: Sequence[PackRecord]) -> tuple[Fit, dict[int, Fit]]
 
 
 def save_costs(path: Path, overall: Fit, stages: dict[int, Fit], device: str) -> None:
-    """The file that a config's `costs` names (CostModel.load). It appears whole or not at all."""
+    """The file that a config's `costs` names (CostModel.load). It appears whole or not at all.
+
+    Raises InfrastructureError where the disk does not take it."""
     values: dict[str, Any] = {
         "model": overall.model.to_json(),
         "stages": {str(stage): fit.model.to_json() for stage, fit in stages.items()},
         "device": device,
         "fits": {name: _facts(fit) for name, fit in {"all": overall, **{str(k): f for k, f in stages.items()}}.items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-    os.replace(scratch, path)
+    replace_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def _facts(fit: Fit) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from shards.errors import ConfigError
 from shards.profile import Profile, load_profile
 from shards.sample import digest_of
-from training.checkpoint import final_dir, finished, latest_state, replace_text, save_final, stage_dir
+from training.checkpoint import final_dir, finished, forget_states, latest_state, save_final, stage_dir
 from training.config_text import load_training_config
+from training.durable import replace_text
 from training.rank_group import StopRequest, agreed, from_first, one_run, refuse_different
 from training.stages import TrainingConfig
 
@@ -69,7 +70,7 @@ def train(
     dataset    folder or URL; default config.dataset. tokenizer: directory; default config.tokenizer.
     resume     continue from checkpoints; False refuses to start where a stage has some.
     Ranks of a launcher (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT in the environment) all call this alike, with one `out_dir`
-    on a file system that they share. Writes checkpoints/stage<k>/, metrics.jsonl, tensorboard/ and skipped.jsonl under it.
+    on a file system that they share. Writes checkpoints/stage<k>/, metrics.jsonl, tensorboard/ and skipped-<rank>.jsonl under it.
     Raises ConfigError, ProfileError, ShardError, InfrastructureError and training.engine.TrainingStopped, all with what to do. Of several
     ranks one raises it, the others training.rank_group.EndedElsewhere; where one died without a word, another raises InfrastructureError.
     A SIGTERM in a step is answered after it with a checkpoint and training.rank_group.Preempted.
@@ -81,6 +82,7 @@ def train(
         refuse_different(ranks, "config and stages", digest_of(settings.model_dump(mode="json"), chosen))
         reports = from_first(ranks, lambda: finished_stages(settings, out, chosen))
         pending = [number for number in chosen if number not in reports]
+        from_first(ranks, lambda: [forget_states(out, number) for number in reports])  # a kill may have left some
         if pending:
             work = agreed(ranks, lambda: _Work.prepare(settings, dataset, tokenizer, out, pending, resume, ranks, stop))
             refuse_different(ranks, "dataset and tokenizer", work.data_version)
@@ -170,7 +172,8 @@ class _Work:
         before = self._before(number, model, profile)
         steps = run_stage(model, number, self.config, feed, self.out, self.ranks, self.metrics, self.stop)
         if stage.adapters:
-            merge_adapters(model, stage_dir(self.out, number) / "adapters" if self.ranks.rank == 0 else None)
+            kept = stage_dir(self.out, number) / "adapters" if self.ranks.rank == 0 else None
+            agreed(self.ranks, lambda: merge_adapters(model, kept))
         after = self._held_out(number, model, profile)
         self._write(number, steps, after)
         facts = {
@@ -215,7 +218,7 @@ class _Work:
             workers=self.config.workers,
             cost=stage_cost(self.config, number, len(self.tokenizer)),
             stage=number,
-            skips=self.out / "skipped.jsonl",
+            skips=self.out / f"skipped-{self.ranks.rank}.jsonl",
             plans=self.out / "plans",
             cache=self.config.cache,
             limit=self.config.skipped,
@@ -235,9 +238,7 @@ class _Work:
         held_out = self._held_out(number, model, profile)
         self._write(number, 0, held_out)
         loss = None if held_out is None else held_out.loss
-        if self.ranks.rank == 0:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(note, json.dumps({"loss": loss}))
+        agreed(self.ranks, lambda: replace_text(note, json.dumps({"loss": loss})) if self.ranks.rank == 0 else None)
         return loss
 
     def _held_out(self, number: int, model: nn.Module, profile: Profile) -> HeldOut | None:

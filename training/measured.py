@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from shards.errors import ConfigError
 from training.cost import FEATURES, CostModel
+from training.durable import append_line
 
 if TYPE_CHECKING:
     from training.collate import PackBatch
@@ -53,6 +53,7 @@ class PackLog:
 
     A line {"kind": "model", "stage", "digest", "flops", "device", "ranks"} goes before the packs of a start: `flops` is the CostModel by
     which operations are predicted, `digest` the stage's: packs of the same stage under another config are another stage's packs.
+    Raises InfrastructureError where the disk does not take a line.
     """
 
     folder: Path
@@ -68,11 +69,10 @@ class PackLog:
     def __post_init__(self) -> None:
         if self.rank >= RANKS_KEPT:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         header = {"stage": self.stage, "digest": self.digest, "flops": self.flops.to_json(), "device": self.device, "ranks": self.ranks}
         known = _groups(pack_file(self.folder, self.rank)) if pack_file(self.folder, self.rank).is_file() else []
         self._kept = sum(len(packs) for head, packs in known if (head["stage"], head["digest"]) == (self.stage, self.digest))
-        self._append([{"kind": "model", **header}], behind_torn=True)
+        self._append([{"kind": "model", **header}])
 
     def note(self, features: Sequence[np.ndarray] | np.ndarray, seconds: Sequence[float]) -> None:
         """The packs of one step on this rank, and the forward and backward seconds of each."""
@@ -87,13 +87,9 @@ class PackLog:
         self._kept += len(lines)
         self._append(lines)
 
-    def _append(self, records: Sequence[Mapping[str, Any]], behind_torn: bool = False) -> None:
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        with pack_file(self.folder, self.rank).open("ab+") as file:
-            if behind_torn and file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                text = text if file.read(1) == b"\n" else "\n" + text
-            file.write(text.encode())
+    def _append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        if records:
+            append_line(pack_file(self.folder, self.rank), "\n".join(map(json.dumps, records)))
 
 
 def pack_file(folder: Path, rank: int) -> Path:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.durable import append_line, replace_text, whole_lines, writing
 from training.wandb_board import WandbBoard, refuse_wandb
 
 
@@ -16,7 +16,8 @@ class Metrics:
 
     A step: kind "step", stage, step (from 1), and what training.numbers.step_numbers tells. An evaluation: kind "held_out", stage, step,
     loss, loss_by_task (nats a labelled token), labelled, items. A number that is not known is null there and a gap in the curves.
-    wandb: settings of training.wandb_board. Raises ConfigError, on every rank, for those that cannot run.
+    wandb: settings of training.wandb_board. Raises ConfigError, on every rank, for those that cannot run. What writes raises
+    InfrastructureError where the disk does not take it.
     """
 
     def __init__(self, folder: Path, active: bool, wandb: Mapping[str, str] | None = None) -> None:
@@ -31,37 +32,32 @@ class Metrics:
         """Drops the records of steps of `stage` beyond `step` and of later stages: they are made again. wandb keeps both."""
         if not self.active or not self.path.is_file():
             return
-        kept = []
-        for line in self.path.read_text("utf-8").splitlines(keepends=True):
-            record = _whole(line)
-            if record is not None and (record["stage"] < stage or (record["stage"] == stage and record["step"] <= step)):
-                kept.append(line)
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(kept), "utf-8")
-        os.replace(scratch, self.path)
-        board = self._boards.pop(stage, None)
-        if board is not None:
-            board.close()
-        self._board(stage, purge_step=step + 1)
+        kept = [r for r in read_metrics(self.path.parent) if (r["stage"], r["step"]) <= (stage, step)]
+        replace_text(self.path, "".join(_line(record) + "\n" for record in kept))
+        with writing(self._folder(stage)):
+            board = self._boards.pop(stage, None)
+            if board is not None:
+                board.close()
+            self._board(stage, purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Appends a record (see the class) and its numbers."""
         if not self.active:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        append_line(self.path, _line(record))
         stage, step, kind = record["stage"], record["step"], record["kind"]
         numbers = curves(record)
-        board = self._board(stage)
-        for name, value in numbers.items():
-            board.add_scalar(f"{kind}/{name}", value, step)
+        with writing(self._folder(stage)):
+            board = self._board(stage)
+            for name, value in numbers.items():
+                board.add_scalar(f"{kind}/{name}", value, step)
         if self._wandb is not None:
             self._wandb.write(stage, step, kind, numbers)
 
     def close(self) -> None:
-        for board in self._boards.values():
-            board.close()
+        for stage, board in self._boards.items():
+            with writing(self._folder(stage)):
+                board.close()
         self._boards.clear()
         if self._wandb is not None:
             self._wandb.close()
@@ -71,8 +67,11 @@ class Metrics:
         if stage not in self._boards:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._boards[stage] = SummaryWriter(str(self.path.parent / "tensorboard" / f"stage{stage}"), purge_step=purge_step)
+            self._boards[stage] = SummaryWriter(str(self._folder(stage)), purge_step=purge_step)
         return self._boards[stage]
+
+    def _folder(self, stage: int) -> Path:
+        return self.path.parent / "tensorboard" / f"stage{stage}"
 
 
 def curves(record: Mapping[str, Any]) -> dict[str, float]:
@@ -87,15 +86,9 @@ def curves(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run, in order; a line torn by a kill is left out."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    return [record for line in path.read_text("utf-8").splitlines(keepends=True) if (record := _whole(line)) is not None]
+    """The records of a run, in order; lines that are torn or garbled are left out (training.durable.whole_lines)."""
+    return whole_lines(folder / "metrics.jsonl", needs=("kind", "stage", "step"))
 
 
-def _whole(line: str) -> dict[str, Any] | None:
-    if not line.endswith("\n"):
-        return None
-    record: dict[str, Any] = json.loads(line)
-    return record
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.cost import CostModel, stage_flops
+from training.durable import replace_text
 from training.mixture import Mixture
 from training.plan import Plan, make_plan
 from training.plan_file import load_plan, plan_bytes
@@ -64,11 +65,8 @@ def kept_plan(path: Path | None, source: IndexSource, mixture: Mixture, config: 
 
 
 def keep_plan(path: Path, plan: Plan) -> None:
-    """Writes the plan to `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    scratch.write_text(plan_bytes(plan), "utf-8")
-    scratch.replace(path)
+    """Writes the plan to `path`, whole or not at all. Raises InfrastructureError where the disk does not take it."""
+    replace_text(path, plan_bytes(plan))
 
 
 def later_pass(first: Plan, epoch: int) -> PlanConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import ConfigError
+from training.durable import replace_text, writing
 from training.stages import close_to
 
 SETTINGS = ("project", "name", "entity", "group", "job_type", "notes", "mode")
@@ -47,10 +48,10 @@ class WandbBoard:
         refuse_wandb(settings)
         import wandb
 
-        folder.mkdir(parents=True, exist_ok=True)
         quiet = wandb.Settings(console="off", silent=True, save_code=False)
         try:
-            self.run: Any = wandb.init(dir=str(folder), id=_run_id(folder), resume="allow", settings=quiet, **settings)
+            with writing(folder / "wandb"):
+                self.run: Any = wandb.init(dir=str(folder), id=_run_id(folder), resume="allow", settings=quiet, **settings)
         except wandb.Error as error:
             told = str(error)
             if secret := os.environ.get(KEY):
@@ -77,8 +78,6 @@ def _mode(settings: Mapping[str, str]) -> str:
 def _run_id(folder: Path) -> str:
     file = folder / "wandb.json"
     if not file.is_file():
-        scratch = file.with_suffix(".tmp")
-        scratch.write_text(json.dumps({"id": uuid.uuid4().hex[:12]}), "utf-8")
-        os.replace(scratch, file)
+        replace_text(file, json.dumps({"id": uuid.uuid4().hex[:12]}))
     found: str = json.loads(file.read_text("utf-8"))["id"]
     return found

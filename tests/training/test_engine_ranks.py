@@ -114,7 +114,10 @@ def test_an_infinite_gradient_of_one_rank_stops_all_before_anything_moves(
     runs: Path, reference: tuple[list[float], list[float], nn.Module], zero: int
 ) -> None:
     for rank in (0, 1):
-        assert "step 2: the gradient is not finite" in found(runs, f"fp32-{zero}", rank)["stopped"]
+        told = found(runs, f"fp32-{zero}", rank)["stopped"]
+        assert "step 2: the gradient is not finite" in told
+        for of, pack in enumerate(hand_zero.batches()):  # whose it was is not known: each rank names the items of both
+            assert f"on rank {of} {', '.join(f'{i.uid}/{i.task}/{i.n}' for i in pack.items)}" in told
     _same_steps(runs, f"fp32-{zero}", reference)
 
 
