@@ -20,7 +20,7 @@ from shards.errors import ConfigError
 from training.captions import caption_scores
 from training.durable import replace_text
 from training.generate import Bounds, generate
-from training.questions import Asker, Failed, Question
+from training.questions import Asker, Chosen, Failed, Question
 from training.rank_group import agreed
 from training.scores import anls, characters, choice, chosen, exact_match, metrics_of
 from training.stages import close_to
@@ -65,11 +65,21 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What was asked of all ranks together, the same on each: answers and failures in order of task and name; items without a question."""
+    """What was asked of all ranks together: answers and failures in order of task and name; items without a question. Rank 0 has it."""
 
     answers: tuple[Answer, ...]
     failed: tuple[Failed, ...]
     unasked: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Of a turn: this rank's part as Asker.ask returns it; items of all ranks."""
+
+    questions: list[Question]
+    failed: list[Failed]
+    unasked: int
+    items: int
 
 
 def wanted_metrics(names: Sequence[str]) -> tuple[str, ...]:
@@ -82,36 +92,42 @@ def wanted_metrics(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def answer_all(model: nn.Module, asker: Asker, rows: pa.Table, bounds: Bounds, ranks: Ranks, progress: Progress | None = None) -> Answers:
-    """Answers of the questions in `rows` (of Asker.rows). Every rank must call it; what is asked in one batch does not depend on their
-    number, so that neither do the answers.
+def answer_all(
+    model: nn.Module, asker: Asker, chosen: Chosen, bounds: Bounds, ranks: Ranks, progress: Progress | None = None
+) -> Answers | None:
+    """Answers of the questions in the chosen items, on rank 0; None on the others. Every rank must call it; what is asked in one batch does
+    not depend on their number, so that neither do the answers.
 
     Ranks take chunks in turn and meet after each: neighbouring ones are alike, none waits long, and an error of one is raised at once, on
-    the others as training.rank_group.EndedElsewhere.
+    the others as training.rank_group.EndedElsewhere. A rank holds the index of a shard at a time, and the answers that are its own.
     """
-    chunks = list(_chunks(rows, asker.profile.name, bounds))
-    mine = chunks[ranks.rank :: ranks.world]
+    chunks = (chunk for table in asker.tables(chosen) for chunk in _chunks(table, asker.profile.name, bounds))
+    turns = iter(lambda: tuple(islice(chunks, ranks.world)), ())
     answers: list[Answer] = []
     failed: list[Failed] = []
-    unasked = 0
+    unasked = done = 0
 
-    def answer(asked: tuple[list[Question], list[Failed], int] | None) -> int:
-        if asked is None:
-            return 0
-        questions, lost, silent = asked
-        found = generate(model, [q.prompt for q in questions], asker.tokenizer, bounds)
-        for question, made in zip(questions, found, strict=True):
-            answers.append(_answer(question, asker.tokenizer.decode(made.ids, skip_special_tokens=True), made.cut))
-        failed.extend(lost)
-        return silent
+    def ask(turn: tuple[pa.Table, ...]) -> _Asked:
+        mine = asker.ask(turn[ranks.rank]) if ranks.rank < len(turn) else ([], [], 0)
+        return _Asked(*mine, items=sum(map(len, turn)))
 
-    with _ahead(asker.ask, mine) as coming:
-        for turn in range(math.ceil(len(chunks) / ranks.world)):
-            unasked += agreed(ranks, lambda: answer(next(coming, None)))
+    def answer(asked: _Asked | None) -> _Asked | None:
+        if asked is not None:
+            found = generate(model, [q.prompt for q in asked.questions], asker.tokenizer, bounds)
+            for question, made in zip(asked.questions, found, strict=True):
+                answers.append(_answer(question, asker.tokenizer.decode(made.ids, skip_special_tokens=True), made.cut))
+            failed.extend(asked.failed)
+        return asked
+
+    with _ahead(ask, turns) as coming:
+        while (asked := agreed(ranks, lambda: answer(next(coming, None)))) is not None:
+            unasked, done = unasked + asked.unasked, done + asked.items
             if progress is not None:
-                progress("items asked", sum(map(len, chunks[: (turn + 1) * ranks.world])), len(rows))
-    everywhere: list[Any] = [None] * ranks.world
-    torch.distributed.all_gather_object(everywhere, (answers, failed, unasked))
+                progress("items asked", done, chosen.total)
+    everywhere: list[Any] | None = [None] * ranks.world if ranks.rank == 0 else None
+    torch.distributed.gather_object((answers, failed, unasked), everywhere, dst=0)
+    if everywhere is None:
+        return None
     return Answers(
         tuple(sorted((a for part in everywhere for a in part[0]), key=lambda a: (a.task, a.source, a.uid, a.n, a.turn))),
         tuple(sorted((f for part in everywhere for f in part[1]), key=lambda f: (f.task, f.source, f.uid, f.n))),
@@ -182,18 +198,17 @@ def _chunks(rows: pa.Table, profile: str, bounds: Bounds) -> Iterator[pa.Table]:
 
 
 @contextmanager
-def _ahead(work: Callable[[Any], Any], chunks: Sequence[Any]) -> Iterator[Iterator[Any]]:
+def _ahead(work: Callable[[Any], Any], chunks: Iterator[Any]) -> Iterator[Iterator[Any]]:
     """The work of each chunk in order, the next ones done in threads meanwhile (decoders let go of the interpreter lock)."""
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="fovea-ask")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
 
         def ready() -> Iterator[Any]:
-            waiting = iter(chunks)
-            coming = [pool.submit(work, chunk) for chunk in islice(waiting, _AHEAD)]
+            coming = [pool.submit(work, chunk) for chunk in islice(chunks, _AHEAD)]
             while coming:
                 done = coming.pop(0).result()
-                coming += [pool.submit(work, chunk) for chunk in islice(waiting, 1)]
+                coming += [pool.submit(work, chunk) for chunk in islice(chunks, 1)]
                 yield done
 
         yield ready()

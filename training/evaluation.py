@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shards.errors import ConfigError
 from shards.items import TASKS
 from shards.media import Limits
+from shards.places import PlacesReader
 from training.answers import Answer, Answers, Progress, Score, answer_all, score_answers, wanted_metrics, write_answers
 from training.evaluate import HeldOut, evaluate
 from training.generate import Bounds
-from training.questions import Asker, Failed
-from training.rank_group import agreed
+from training.questions import INDEXES, Asker, Failed
+from training.rank_group import agreed, from_first
 from training.stages import close_to
 from training.subject import Precision, Subject, load_subject
 
@@ -23,7 +25,7 @@ log = logging.getLogger("fovea")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluation came to. The same on every rank.
+    """What an evaluation came to. The numbers are the same on every rank; answers and failed are rank 0's, and empty on the others.
 
     version  of the dataset.   loss  None where it was not asked for.   scores  task → metric → value and over how many answers.
     asked    items with a question that were read (an item may hold several questions: answers).   unasked  items without one: running text.
@@ -86,21 +88,23 @@ def score_checkpoint(
 
     subject = agreed(ranks, load)
     bounds = Bounds(batch, subject.stage.seq_tokens, subject.stage.pack_patches, new_tokens)
-    asker = Asker(opened, subject.profile, subject.tokenizer, subject.stage.compress, gold or {}, limits or Limits())
     loss = None
     if {"auto", "loss"} & set(wanted):
         loss = evaluate(subject.model, opened, subject.tokenizer, subject.profile, subject.stage, split, packs, ranks)
-    found = Answers((), (), 0)
+    found = None
     if set(wanted) - {"loss"}:
-        rows = agreed(ranks, lambda: asker.rows(split, items))
-        found = answer_all(subject.model, asker, rows, bounds, ranks, progress if ranks.rank == 0 else None)
+        with closing(PlacesReader(opened, INDEXES)) as reader:
+            asker = Asker(reader, subject.profile, subject.tokenizer, subject.stage.compress, gold or {}, limits or Limits())
+            chosen = agreed(ranks, lambda: asker.choose(split, items))
+            found = answer_all(subject.model, asker, chosen, bounds, ranks, progress if ranks.rank == 0 else None)
+    found = found or Answers((), (), 0)
     for task, name in (gold or {}).items():
         if ranks.rank == 0 and found.answers and not any(len(a.gold) > 1 for a in found.answers if task in ("", a.task)):
             log.warning("no record of the items that were asked has a field %r with other gold answers than theirs", name)
-    answers, scores = score_answers(found.answers, wanted)
+    answers, scores = agreed(ranks, lambda: score_answers(found.answers, wanted))
     if out is not None and ranks.rank == 0:
         write_answers(Path(out), answers, found.failed)
-    return Evaluation(
+    whole = Evaluation(
         version=opened.manifest.version,
         split=split,
         profile=subject.profile.name,
@@ -113,3 +117,5 @@ def score_checkpoint(
         failed=found.failed,
         cut=sum(a.cut for a in answers),
     )
+    told = from_first(ranks, lambda: replace(whole, answers=(), failed=()))
+    return replace(told, answers=whole.answers, failed=whole.failed)

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,17 +17,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from shards.cache import ShardCache
-from shards.chat import MediumTokens, encode_item
 from shards.errors import ProfileError, SampleError, ShardError
-from shards.items import Item
-from shards.measure import load_medium
 from shards.media import Limits
 from shards.places import Fetched, Place, PlacesReader
 from shards.profile import Profile
-from shards.reader import Dataset, RawSample
-from shards.tokens import kept_by_frame
-from training.collate import IGNORED, ItemName, LoadedItem, LoadedMedium, PackBatch, Skipped, collate
+from shards.reader import Dataset
+from training.collate import IGNORED, ItemName, LoadedItem, PackBatch, Skipped, collate
 from training.cost import ItemSizes
+from training.load_item import find_item, load_item, places_of, read_or_damage
 from training.node import Node, whole_shards
 from training.packing import deal
 from training.plan import Plan
@@ -196,7 +193,7 @@ class Loader:
                 reader.want_whole([shard for shards in whole.values() for shard in shards], wait)
             mine = [[step.packs[p] for p in deal([pack.cost for pack in step.packs], self.world)[self.rank]] for step in group]
             tables = [[self.plan.items_of(pack) for pack in packs] for packs in mine]
-            places = [[_places(reader, table) for table in row] for row in tables]
+            places = [[places_of(reader, table) for table in row] for row in tables]
             fetched = reader.fetch([place for row in places for found in row for place in found])
             yield [
                 (step, [_Work(*one, fetched) for one in zip(packs, items, at, strict=True)])
@@ -216,7 +213,7 @@ class Loader:
 
     def _load(self, work: _Work) -> _Loaded:
         sizes = self.plan.sizes_of(work.pack)
-        raws = {place: self._read(work.fetched, place) for place in dict.fromkeys(work.places)}
+        raws = {place: read_or_damage(work.fetched, place, "restore the tar, then resume") for place in dict.fromkeys(work.places)}
         items: list[LoadedItem] = []
         lost: list[tuple[Skipped, int]] = []
         used: dict[tuple[Place, int], int] = {}
@@ -225,46 +222,18 @@ class Loader:
             if isinstance(raw, ShardError):
                 lost.append((Skipped(name, str(raw)), place.shard))
                 continue
-            item = _find(self.dataset.record(raw)["items"], name)
+            item = find_item(self.dataset.record(raw)["items"], name)
             used[place, -1] = len(raw.json)
             used |= {(place, part.media): len(raw.media[part.media]) for m in item.messages for part in m.content if part.type != "text"}
             try:
-                loaded = self._item(name, item, raw, row[self.profile.name])
+                measured, compress = row[self.profile.name], self.plan.config.compress
+                loaded = load_item(name, item, raw, measured, self.profile, self.tokenizer, compress=compress, limits=self.limits)
             except SampleError as error:
                 lost.append((Skipped(name, str(error), error.kind), place.shard))
                 continue
             _must_be_as_planned(loaded, sizes, number, self.profile.name)
             items.append(loaded)
         return _Loaded(collate(items, self.profile.patch, [one for one, _ in lost]), sum(used.values()), tuple(lost))
-
-    def _read(self, fetched: Fetched, place: Place) -> RawSample | ShardError:
-        """A damaged member is one item's affair; a tar that is gone or cut is not: mended, the run goes on where it stopped."""
-        try:
-            return fetched.read(place)
-        except ShardError as error:
-            shard, store = self.dataset.manifest.shards[place.shard], self.dataset.store
-            if not (store.exists(shard.path) and store.size(shard.path) == shard.bytes):
-                raise ShardError(f"{store.url(shard.path)} is gone or cut; restore the tar, then resume ({error})") from error
-            return error
-
-    def _item(self, name: ItemName, item: Item, raw: RawSample, measured: Mapping[str, Any]) -> LoadedItem:
-        places = [(part.type, part.media) for message in item.messages for part in message.content if part.type != "text"]
-        media: list[LoadedMedium] = []
-        tokens: list[MediumTokens] = []
-        for (kind, place), facts in zip(places, measured["media"], strict=True):
-            loaded = load_medium(raw.media[place], facts, kind, self.profile, self.limits)
-            keep = loaded.mask if self.plan.config.compress else None
-            media.append(LoadedMedium(kind == "video", *loaded.grid, loaded.merge, loaded.patches, keep))
-            tokens.append(MediumTokens(kind, kept_by_frame(keep, *loaded.grid, loaded.merge), facts["times"]))
-        encoded = encode_item(item, self.tokenizer, tokens)
-        return LoadedItem(name, encoded.input_ids, encoded.labels, tuple(media))
-
-
-def _places(reader: PlacesReader, items: pa.Table) -> tuple[Place, ...]:
-    if not items.num_rows:
-        return ()
-    shard, sample = reader.find(items["shard"].to_pylist(), items["row"].to_numpy(), items["uid"].to_pylist())
-    return tuple(map(Place, shard.tolist(), sample.tolist()))
 
 
 def _must_be_as_planned(item: LoadedItem, sizes: ItemSizes, row: int, profile: str) -> None:
@@ -275,10 +244,3 @@ def _must_be_as_planned(item: LoadedItem, sizes: ItemSizes, row: int, profile: s
             f"{item.name.uid}/{item.name.task}/{item.name.n} has {found} tokens, labelled tokens and patches, planned were {planned}: "
             f"the dataset was measured under another profile {profile!r}, tokenizer or version; measure it again"
         )
-
-
-def _find(items: list[Item], name: ItemName) -> Item:
-    for item in items:
-        if (item.task, item.n) == (name.task, name.n):
-            return item
-    raise ShardError(f"sample {name.uid}: the index lists item {name.task}/{name.n}, its JSON member does not; publish the index again")

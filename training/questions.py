@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.chat import MediumTokens, encode_item
 from shards.errors import ConfigError, ProfileError, SampleError, ShardError
 from shards.items import Item, Message
-from shards.measure import load_medium
 from shards.media import Limits
 from shards.sample import digest_of
 from shards.sources.texts import look_up
-from shards.tokens import kept_by_frame
-from training.collate import ItemName, LoadedItem, LoadedMedium
+from training.census import in_order
+from training.collate import ItemName, LoadedItem
 from training.generate import Prompt, prompts_of
+from training.index_source import DatasetIndex
+from training.load_item import find_item, load_item, places_of, read_or_damage
 from training.scores import options_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
+    from shards.places import PlacesReader
     from shards.profile import Profile
     from shards.reader import Dataset, RawSample
 
 log = logging.getLogger("fovea")
+
+INDEXES = 64  # of shards, held for reading: neighbours in length lie in many shards where a few items of each are asked
+_ROWS = 4096  # of small shards that are put in order together, so that batches of like length are full
+_THREADS = 4  # that read the indexes when items are chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +70,36 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """Turns rows of a dataset's index into questions.
+class Chosen:
+    """Which of a split's items are asked. total: how many.   rows  of each shard's index (by its path), int64, rising; None: all items."""
 
+    split: str
+    total: int
+    rows: Mapping[str, np.ndarray] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Turns rows of a dataset's index into questions, a shard at a time: nothing here grows with the dataset or the split.
+
+    reader  of the dataset, which whoever made it closes.
     gold  task → field of the sample's record that holds more right answers ("" = every task): a text, a list of texts, or with several
           turns a list of them for each.
     """
 
-    dataset: Dataset
+    reader: PlacesReader
     profile: Profile
     tokenizer: Any
     compress: bool
     gold: Mapping[str, str]
     limits: Limits
 
-    def rows(self, split: str, items: int | None) -> pa.Table:
-        """Rows of the split's items, most tokens first; with `items`, so many of each task, chosen by a hash of their names.
+    @property
+    def dataset(self) -> Dataset:
+        return self.reader.dataset
+
+    def choose(self, split: str, items: int | None) -> Chosen:
+        """All items of the split; with `items`, so many of each task, chosen by a hash of their names, wherever they lie.
 
         Raises ShardError where the dataset has no such split, and ProfileError where it was not measured under the profile.
         """
@@ -87,31 +109,69 @@ class Asker:
                 f"the dataset's profile {self.profile.name!r} has digest {held}, the model's {self.profile.digest}: measure the dataset "
                 "under the model's profile and tokenizer (recipe step `measure`)"
             )
-        index = self.dataset.index(["uid", "task", "n", "source", "shard", self.profile.name], split)
-        index = index.filter((pc.field("task") != "") & (pc.field("task") != "streaming"))
-        index = _of_each_task(index, items) if items is not None else index
-        measured = index[self.profile.name]
+        source, columns = DatasetIndex(self.dataset, split), ["uid", "task", "n", f"{self.profile.name}.text_tokens"]
+        shards = source.shards
+        total, best = 0, dict[str, list[tuple[str, int, int]]]()
+        for place, table in enumerate(in_order(partial(_asked_of, source, columns), shards, _THREADS)):
+            if items is None:
+                self._refuse_unmeasured(table)
+                total += len(table)
+            else:
+                _keep_first(best, place, table, items)
+        if items is None:
+            return Chosen(split, total)
+        rows: dict[str, list[int]] = {}
+        for place, row in sorted((place, row) for found in best.values() for _, place, row in found):
+            rows.setdefault(shards[place], []).append(row)
+        return Chosen(split, sum(map(len, rows.values())), {shard: np.array(found, np.int64) for shard, found in rows.items()})
+
+    def tables(self, chosen: Chosen) -> Iterator[pa.Table]:
+        """The chosen items of a shard, or of several small ones, at a time; most tokens first in each.
+
+        Columns: uid, task, n, source, shard (its path), row (int64, in its index), the profile's measure struct, tokens.
+        """
+        source, columns = DatasetIndex(self.dataset, chosen.split), ["uid", "task", "n", "source", self.profile.name]
+        held: list[pa.Table] = []
+        for shard in source.shards if chosen.rows is None else chosen.rows:
+            table = _asked_of(source, columns, shard)
+            if chosen.rows is not None:
+                table = table.filter(pc.is_in(table["row"], pa.array(chosen.rows[shard])))
+            self._refuse_unmeasured(table)
+            held.append(table.append_column("shard", pa.array([shard] * len(table), pa.string())))
+            if sum(map(len, held)) >= _ROWS:
+                yield self._in_order(held)
+                held = []
+        if any(map(len, held)):
+            yield self._in_order(held)
+
+    def _refuse_unmeasured(self, table: pa.Table) -> None:
+        measured = table[self.profile.name]
         if measured.null_count:
-            row = index.filter(measured.is_null()).slice(0, 1).to_pylist()[0]
+            row = table.select(["uid", "task", "n"]).filter(measured.is_null()).slice(0, 1).to_pylist()[0]
             raise ProfileError(f"{row['uid']}/{row['task']}/{row['n']} is not measured under profile {self.profile.name!r}")
+
+    def _in_order(self, tables: Sequence[pa.Table]) -> pa.Table:
+        table = pa.concat_tables(tables)
+        measured = table[self.profile.name]
         visual = pc.struct_field(measured, "kept_tokens" if self.compress else "visual_tokens")
-        index = index.append_column("tokens", pc.add(pc.struct_field(measured, "text_tokens"), visual))
-        return index.sort_by([("tokens", "descending"), ("uid", "ascending"), ("task", "ascending"), ("n", "ascending")])
+        table = table.append_column("tokens", pc.add(pc.struct_field(measured, "text_tokens"), visual))
+        return table.sort_by([("tokens", "descending"), ("uid", "ascending"), ("task", "ascending"), ("n", "ascending")])
 
     def ask(self, rows: pa.Table) -> tuple[list[Question], list[Failed], int]:
-        """(questions of these rows (of `rows`), items that failed, items in which nobody asks anything).
+        """(questions of these rows (of `tables`), items that failed, items in which nobody asks anything).
 
         Raises ProfileError for an item whose tokens are not those that were measured, ShardError for a shard that is gone or cut.
         """
-        raws = self._read(list(dict.fromkeys(rows["uid"].to_pylist())))
+        places = places_of(self.reader, rows)
+        fetched = self.reader.fetch(places)
+        raws = {place: read_or_damage(fetched, place, "restore the tar") for place in dict.fromkeys(places)}
         questions: list[Question] = []
         failed: list[Failed] = []
         unasked = 0
-        for row in rows.to_pylist():
-            name, raw = ItemName(row["uid"], row["task"], row["n"]), raws[row["uid"]]
+        for row, place in zip(rows.to_pylist(), places, strict=True):
+            name, raw = ItemName(row["uid"], row["task"], row["n"]), raws[place]
             try:
                 if isinstance(raw, ShardError):
-                    self._refuse_lost_shard(row, raw)
                     raise SampleError(str(raw))
                 found = self._questions(name, raw, row)
             except SampleError as error:
@@ -125,11 +185,7 @@ class Asker:
 
     def _questions(self, name: ItemName, raw: RawSample, row: Mapping[str, Any]) -> list[Question]:
         record = self.dataset.record(raw)
-        item = next((i for i in record["items"] if (i.task, i.n) == (name.task, name.n)), None)
-        if item is None:
-            raise ShardError(
-                f"sample {name.uid}: the index lists item {name.task}/{name.n}, its JSON member does not; publish the index again"
-            )
+        item = find_item(record["items"], name)
         turns = [number for number, message in enumerate(item.messages) if message.role == "assistant"]
         if not any(message.role == "user" for message in item.messages):
             return []
@@ -149,21 +205,13 @@ class Asker:
 
     def _loaded(self, name: ItemName, item: Item, raw: RawSample, row: Mapping[str, Any]) -> LoadedItem:
         measured = row[self.profile.name]
-        places = [(part.type, part.media) for message in item.messages for part in message.content if part.type != "text"]
-        media: list[LoadedMedium] = []
-        tokens: list[MediumTokens] = []
-        for (kind, place), facts in zip(places, measured["media"], strict=True):
-            loaded = load_medium(raw.media[place], facts, kind, self.profile, self.limits)
-            keep = loaded.mask if self.compress else None
-            media.append(LoadedMedium(kind == "video", *loaded.grid, loaded.merge, loaded.patches, keep))
-            tokens.append(MediumTokens(kind, kept_by_frame(keep, *loaded.grid, loaded.merge), facts["times"]))
-        encoded = encode_item(item, self.tokenizer, tokens)
-        if len(encoded.input_ids) != row["tokens"]:
+        loaded = load_item(name, item, raw, measured, self.profile, self.tokenizer, compress=self.compress, limits=self.limits)
+        if len(loaded.input_ids) != row["tokens"]:
             raise ProfileError(
-                f"{name.uid}/{name.task}/{name.n} has {len(encoded.input_ids)} tokens, measured were {row['tokens']}: the dataset was "
+                f"{name.uid}/{name.task}/{name.n} has {len(loaded.input_ids)} tokens, measured were {row['tokens']}: the dataset was "
                 f"measured under another profile {self.profile.name!r}, tokenizer or version; measure it again"
             )
-        return LoadedItem(name, encoded.input_ids, encoded.labels, tuple(media))
+        return loaded
 
     def _more(self, name: ItemName, record: Mapping[str, Any], turns: int) -> list[list[str]]:
         """Further gold answers of each turn."""
@@ -179,30 +227,21 @@ class Asker:
             )
         return [[texts] if isinstance(texts, str) else list(texts) for texts in for_each]
 
-    def _read(self, uids: list[str]) -> dict[str, RawSample | ShardError]:
-        try:
-            return {raw.uid: raw for raw in self.dataset.read(uids)}
-        except ShardError as error:
-            if len(uids) == 1:
-                return {uids[0]: error}
-        return {uid: raw for one in uids for uid, raw in self._read([one]).items()}  # one damaged member must not cost the others
 
-    def _refuse_lost_shard(self, row: Mapping[str, Any], found: ShardError) -> None:
-        store = self.dataset.store
-        for shard in self.dataset.manifest.shards:
-            if shard.name == row["shard"] and not (store.exists(shard.path) and store.size(shard.path) == shard.bytes):
-                raise ShardError(f"{store.url(shard.path)} is gone or cut; restore the tar ({found})") from found
+def _asked_of(source: DatasetIndex, columns: Sequence[str], shard: str) -> pa.Table:
+    """The rows of a shard's index that have a form as a prompt, with their numbers (row)."""
+    table = source.read(shard, columns)
+    table = table.append_column("row", pa.array(np.arange(len(table), dtype=np.int64)))
+    return table.filter((pc.field("task") != "") & (pc.field("task") != "streaming"))
 
 
-def _of_each_task(index: pa.Table, items: int) -> pa.Table:
-    taken: dict[str, int] = {}
-    chosen = []
-    names = zip(*(index[column].to_pylist() for column in ("uid", "task", "n")), strict=True)
-    for _, number, task in sorted((digest_of(*name), number, name[1]) for number, name in enumerate(names)):
-        if taken.get(task, 0) < items:
-            taken[task] = taken.get(task, 0) + 1
-            chosen.append(number)
-    return index.take(chosen)
+def _keep_first(best: dict[str, list[tuple[str, int, int]]], place: int, table: pa.Table, items: int) -> None:
+    """Adds the rows of the `place`-th shard to each task's first `items` (hash of the name, place, row)."""
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for uid, task, n, row in zip(*(table[column].to_pylist() for column in ("uid", "task", "n", "row")), strict=True):
+        found.setdefault(task, []).append((digest_of(uid, task, n), place, row))
+    for task, more in found.items():
+        best[task] = heapq.nsmallest(items, chain(best.get(task, ()), more))
 
 
 def _text(message: Message) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from shards.items import Item, Message, Part
 from shards.manifest import Manifest, profile_entries, save_manifest
 from shards.measure import Medium, measure_item
 from shards.media import Limits
+from shards.places import PlacesReader
 from shards.profile import Profile, load_profile
 from shards.publish import publish_shard
 from shards.reader import Dataset
@@ -31,7 +33,7 @@ from training.collate import IGNORED, LoadedItem, collate
 from training.engine import Ranks, start_ranks
 from training.launch import tokenizer_files
 from training.model import PackLoss, build_tiny, special_ids
-from training.questions import Asker, Question
+from training.questions import Asker, Failed, Question
 
 VERSION = "a5cedda7"
 CHOICE = "What is it?\nA. a circle\nB. a bar"
@@ -97,8 +99,8 @@ def samples() -> list[Asked]:
     return made
 
 
-def write(folder: Path, held: list[Asked], tokenizer: Any, profile: Profile, split: str = "val") -> Path:
-    """The dataset of these samples, all in `split`."""
+def write(folder: Path, held: list[Asked], tokenizer: Any, profile: Profile, split: str = "val", shards: int = 1) -> Path:
+    """The dataset of these samples, all in `split`, dealt to so many shards."""
     written = []
     for one in held:
         media = [Medium(kind, io.BytesIO(data) if kind == "video" else data, Limits()) for kind, data in one.media]  # type: ignore[arg-type]
@@ -124,10 +126,21 @@ def write(folder: Path, held: list[Asked], tokenizer: Any, profile: Profile, spl
             )
         )
     store = open_store(str(folder / "dataset"))
-    shard = write_shard(folder / f"{split}.tar", f"{split}-000000", written, index_schema((), [profile.name]))
-    info = publish_shard(store, f"v-{VERSION}", shard)
-    save_manifest(store, Manifest("asked", VERSION, "made by hand", (info,), profiles=profile_entries([profile])))
+    infos = []
+    for number in range(shards):
+        name = f"{split}-{number:06d}"
+        shard = write_shard(folder / f"{name}.tar", name, written[number::shards], index_schema((), [profile.name]))
+        infos.append(publish_shard(store, f"v-{VERSION}", shard))
+    save_manifest(store, Manifest("asked", VERSION, "made by hand", tuple(infos), profiles=profile_entries([profile])))
     return folder / "dataset"
+
+
+def all_of(dataset: Path, profile: Profile, tokenizer: Any) -> tuple[list[Question], list[Failed], int]:
+    """What Asker.ask says of the split `val`."""
+    with closing(PlacesReader(Dataset.open(dataset), 1)) as reader:
+        asker = Asker(reader, profile, tokenizer, True, {}, Limits())
+        (table,) = asker.tables(asker.choose("val", None))
+        return asker.ask(table)
 
 
 def teach(model: Any, questions: Sequence[Question], tokenizer: Any, steps: int) -> list[float]:
@@ -161,8 +174,7 @@ def finished_stage(folder: Path, steps: int) -> SimpleNamespace:
     tokenizer = load_tokenizer(folder / "words")
     profile = load_profile("tiny_video", tokenizer_digest(folder / "words"))
     dataset = write(folder, held, tokenizer, profile)
-    asker = Asker(Dataset.open(dataset), profile, tokenizer, True, {}, Limits())
-    questions, _, _ = asker.ask(asker.rows("val", None))
+    questions, _, _ = all_of(dataset, profile, tokenizer)
     start_ranks()
     model = build_tiny(len(tokenizer), handmade.SMALL, special_ids(tokenizer), 3)
     losses = teach(model, questions, tokenizer, steps)

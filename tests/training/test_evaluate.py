@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,13 @@ import pytest
 import torch
 
 from shards.errors import ConfigError, InfrastructureError, ProfileError, ShardError
+from shards.media import Limits
+from shards.places import PlacesReader
+from shards.profile import load_profile
 from shards.reader import Dataset
+from shards.tokenizer import load_tokenizer, tokenizer_digest
 from tests.training import asked, forked, hand_evaluate, handmade
+from training import questions
 from training.answers import score_answers
 from training.evaluate import held_out_loss
 from training.evaluation import Evaluation, score_checkpoint
@@ -115,7 +121,8 @@ def test_two_ranks_give_what_one_gives(made: SimpleNamespace, tmp_path: Path) ->
     alone = _scored(made, metrics=hand_evaluate.METRICS, new_tokens=8, batch=2, out=tmp_path / "one.jsonl")
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     ranks = [json.loads((tmp_path / f"two.{rank}.json").read_text()) for rank in (0, 1)]
-    assert ranks[0] == ranks[1]
+    assert len(ranks[0]["answers"]) == len(alone.answers)
+    assert ranks[1] == {**ranks[0], "answers": [], "failed": []}, "they are gathered on rank 0 alone"
     assert ranks[0]["scores"] == {task: {name: asdict(s) for name, s in scores.items()} for task, scores in alone.scores.items()}
     assert alone.loss is not None
     assert ranks[0]["loss"]["loss"] == pytest.approx(alone.loss.loss, rel=1e-5)
@@ -132,6 +139,32 @@ def test_some_items_of_each_task_are_always_the_same(made: SimpleNamespace, foun
     assert all(known[a.uid, a.turn] == a.answer for a in some.answers)
     assert some.loss is None
     assert all(set(scores) == {"exact_match"} for scores in some.scores.values())
+
+
+def test_no_more_than_a_shard_is_held_whatever_the_dataset(
+    made: SimpleNamespace, found: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("the index or the catalogue of all shards was made")
+
+    monkeypatch.setattr(Dataset, "_catalogue", never)
+    monkeypatch.setattr(Dataset, "index", never)
+    monkeypatch.setattr(questions, "_ROWS", 1)
+    tokenizer = load_tokenizer(made.folder / "words")
+    profile = load_profile("tiny_video", tokenizer_digest(made.folder / "words"))
+    dataset = asked.write(tmp_path, asked.samples(), tokenizer, profile, shards=3)
+    with closing(PlacesReader(Dataset.open(dataset), 1)) as reader:
+        asker = questions.Asker(reader, profile, tokenizer, True, {}, Limits())
+        tables = list(asker.tables(asker.choose("val", None)))
+        some = [shard for table in asker.tables(asker.choose("val", 1)) for shard in table["shard"].to_pylist()]
+    shards = [info.path for info in reader.dataset.manifest.shards]
+    assert [(table["shard"].to_pylist(), len(table)) for table in tables] == [([shard] * 3, 3) for shard in shards]
+    assert 1 < len(set(some)) <= len(some) == 5, "one of each task, wherever it lies"
+    apart = _scored(made, dataset=str(dataset), metrics=["exact_match"], gold=GOLD)
+    assert [(a.uid, a.turn, a.answer, a.gold) for a in apart.answers] == [(a.uid, a.turn, a.answer, a.gold) for a in found.answers]
+    assert ([f.uid for f in apart.failed], apart.unasked) == ([f.uid for f in found.failed], found.unasked)
+    chosen = [_scored(made, dataset=str(path), metrics=["exact_match"], items=1) for path in (dataset, made.dataset)]
+    assert chosen[0].answers == chosen[1].answers
 
 
 def test_the_loss_alone_asks_nothing(made: SimpleNamespace, found: Evaluation) -> None:

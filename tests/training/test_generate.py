@@ -15,7 +15,6 @@ from transformers.video_utils import VideoMetadata
 
 from shards.media import Limits
 from shards.profile import load_profile
-from shards.reader import Dataset
 from shards.tokenizer import END, PAD, load_tokenizer, special_id, tokenizer_digest, train_tokenizer
 from shards.video import sample_frames
 from tests.training import asked, handmade
@@ -25,7 +24,7 @@ from training.export import export
 from training.generate import Bounds, Generated, Prompt, batches_of, generate
 from training.launch import tokenizer_files
 from training.model import build_tiny, special_ids
-from training.questions import Asker, Question
+from training.questions import Question
 
 NEW = 12
 
@@ -38,8 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     tokenizer = load_tokenizer(folder / "words")
     profile = load_profile("tiny_video", tokenizer_digest(folder / "words"))
     dataset = asked.write(folder, asked.samples(), tokenizer, profile)
-    asker = Asker(Dataset.open(dataset), profile, tokenizer, True, {}, Limits())
-    questions, failed, unasked = asker.ask(asker.rows("val", None))
+    questions, failed, unasked = asked.all_of(dataset, profile, tokenizer)
     assert ([f.uid for f in failed], unasked) == ([next(s.uid for s in asked.samples() if s.broken)], 1)
     start_ranks()
     model = build_tiny(len(tokenizer), handmade.SMALL, special_ids(tokenizer), 3)
