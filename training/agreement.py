@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from shards.errors import InfrastructureError
+from shards.errors import FoveaError, InfrastructureError
 from training.durable import room
 from training.rank_group import agreed
 
@@ -84,6 +84,24 @@ def while_first_works(work: Callable[[], None], ranks: Ranks, pause: float = 0.2
         time.sleep(pause)
     if raised:
         raise raised[0]
+
+
+def first_works(ranks: Ranks, work: Callable[[], None]) -> None:
+    """`while_first_works`, and a FoveaError of rank 0 ends all: EndedElsewhere on the others. Every rank must call it."""
+    wrong: list[FoveaError] = []
+
+    def kept() -> None:
+        try:
+            work()
+        except FoveaError as error:
+            wrong.append(error)
+
+    def told() -> None:
+        if wrong:
+            raise wrong[0]
+
+    while_first_works(kept, ranks)
+    agreed(ranks, told)
 
 
 def bound_waiting(seconds: float = RANK_TIMEOUT) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,6 +18,7 @@ from training.order import item_keys
 
 _COUNTS = ("text_tokens", "labelled_tokens", "patches", "visual_tokens", "kept_tokens")
 _GRID = ("t", "h", "w")
+_CLOCKS = {"now", "today", "current_date", "current_time", "current_timestamp", "get_current_timestamp", "transaction_timestamp"}
 _HEAVY = ("json", "media")  # of the sample's bytes in the tar: a predicate over them is not worth reading them a second time
 
 
@@ -94,6 +98,10 @@ def where_mask(table: pa.Table, where: str) -> np.ndarray:
         statements = connection.extract_statements(f"SELECT _row FROM items WHERE ({where}\n)")  # noqa: S608 - it is the user's own SQL
         if len(statements) != 1:
             raise ConfigError(f"mixture.where: {where!r} is {len(statements)} statements; it is one predicate over the index's columns")
+        if impure := _impure(where):
+            raise ConfigError(
+                f"mixture.where: {where!r} calls {', '.join(impure)}, whose answer changes; a predicate is over the item's own row"
+            )
         rows = connection.execute(statements[0]).fetchnumpy()["_row"]
     except duckdb.Error as error:
         columns = ", ".join(table.column_names)
@@ -103,6 +111,32 @@ def where_mask(table: pa.Table, where: str) -> np.ndarray:
     mask = np.zeros(table.num_rows, dtype=bool)
     mask[np.asarray(rows, dtype=np.int64)] = True
     return mask
+
+
+@cache
+def _impure(where: str) -> tuple[str, ...]:
+    """Functions that a predicate calls and whose answer changes. A window is drawn again in every pass and on every rank: whether an item
+    is in must not depend on when it is asked. Empty for what is no predicate, which is said elsewhere."""
+    connection = duckdb.connect(":memory:", config={"enable_external_access": "false", "threads": "1"})
+    try:
+        said = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT 1 WHERE ({where}\n)"]).fetchone()
+        changing = connection.execute(
+            "SELECT lower(function_name) FROM duckdb_functions() "
+            "GROUP BY 1 HAVING bool_or(coalesce(stability, 'CONSISTENT') <> 'CONSISTENT')"
+        ).fetchall()
+    finally:
+        connection.close()
+    called: set[str] = set()
+    stack: list[Any] = [json.loads(said[0]) if said else {}]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if isinstance(name := node.get("function_name"), str):
+                called.add(name.lower())
+            stack += node.values()
+        elif isinstance(node, list):
+            stack += node
+    return tuple(sorted(called & ({name for (name,) in changing} | _CLOCKS)))
 
 
 def _cells(items: pa.Table) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from shards.cache import ShardCache
 from shards.media import Limits
 from shards.profile import Profile
 from shards.reader import Dataset
+from shards.sample import digest_of
+from training.agreement import first_works
 from training.cost import CostModel
 from training.durable import append_line, replace_text, whole_lines
 from training.index_source import DatasetIndex
@@ -24,6 +26,7 @@ from training.mixture import Mixture, left_out
 from training.node import Node
 from training.plan import Plan
 from training.plan_parts import Cursor, PlanConfig
+from training.rank_group import refuse_different
 from training.stage_plan import keep_plan, kept_plan, later_pass, plan_path
 from training.stages import CacheConfig, SkipLimit
 
@@ -41,7 +44,8 @@ class DatasetFeed:
 
     `skips` is where items that left their pack are noted, one JSON object a line: {"stage", "epoch", "step", "uid", "task", "n", "source",
     "kind", "reason"}.
-    `plans` is the folder where plans are kept; without it every rank makes its own.
+    `plans` is the folder where plans are kept; without it every rank makes its own. `begun`: a checkpoint names those that are there, so
+    that they are not replaced. `cost` is asked when a plan is made.
     """
 
     dataset: Dataset
@@ -53,10 +57,11 @@ class DatasetFeed:
     ranks: Ranks
     workers: int = 1
     limits: Limits = field(default_factory=Limits)
-    cost: CostModel = field(default_factory=CostModel)
+    cost: Callable[[], CostModel] = CostModel
     stage: int = 0
     skips: Path | None = None
     plans: Path | None = None
+    begun: bool = False
     cache: CacheConfig | None = None
     limit: SkipLimit = field(default_factory=SkipLimit)
     _plans: dict[int, Plan] = field(default_factory=dict)
@@ -68,13 +73,16 @@ class DatasetFeed:
             config = self.plan_config if epoch == 0 else later_pass(self.plan(0), epoch)
             path = None if self.plans is None else plan_path(self.plans, self.stage, epoch)
             if path is not None:
-                if self.ranks.rank == 0:
-                    keep_plan(path, kept_plan(path, source, self.mixture, config, self.cost))
-                torch.distributed.barrier()  # the others read what the first has made
+                first_works(self.ranks, partial(self._keep, path, source, config))  # the others read what the first has made
             plan = kept_plan(path, source, self.mixture, config, self.cost)
+            refuse_different(self.ranks, "plan", f"{plan.digest}, {digest_of([asdict(pack) for pack in plan.window(0).packs])}")
             tell(plan, self.ranks.rank == 0)
             self._plans = {number: kept for number, kept in self._plans.items() if number == 0} | {epoch: plan}
         return self._plans[epoch]
+
+    def _keep(self, path: Path, source: DatasetIndex, config: PlanConfig) -> None:
+        if not (self.begun and path.is_file()):
+            keep_plan(path, kept_plan(path, source, self.mixture, config, self.cost))
 
     @cached_property
     def _cache(self) -> ShardCache | None:

@@ -6,14 +6,17 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import ConfigError
 from shards.profile import Profile, load_profile
 from shards.sample import digest_of
+from training.agreement import first_works
 from training.checkpoint import final_dir, finished, forget_states, latest_state, save_final, stage_dir
 from training.config_text import load_training_config
 from training.durable import replace_text
@@ -81,11 +84,14 @@ def train(
         chosen = agreed(ranks, lambda: chosen_stages(settings, stages))
         refuse_different(ranks, "config and stages", digest_of(settings.model_dump(mode="json"), chosen))
         reports = from_first(ranks, lambda: finished_stages(settings, out, chosen))
+        from_first(ranks, lambda: [forget_states(out, number) for number in reports])  # of those that a kill left
         pending = [number for number in chosen if number not in reports]
-        from_first(ranks, lambda: [forget_states(out, number) for number in reports])  # a kill may have left some
         if pending:
-            work = agreed(ranks, lambda: _Work.prepare(settings, dataset, tokenizer, out, pending, resume, ranks, stop))
+            going_on = resume or _started_again()
+            work = agreed(ranks, lambda: _Work.prepare(settings, dataset, tokenizer, out, pending, going_on, ranks, stop))
             refuse_different(ranks, "dataset and tokenizer", work.data_version)
+            if ranks is not None:
+                first_works(ranks, partial(plan_stages, settings, pending, work.dataset, work.tokenizer, work.digest, out, ranks.world))
             for number in pending:
                 reports[number] = work.train_stage(number)
             work.metrics.close()
@@ -106,7 +112,11 @@ class _Work:
     ranks: Ranks
     metrics: Metrics
     stop: StopRequest
-    data_version: str
+    digest: str
+
+    @property
+    def data_version(self) -> str:
+        return f"{self.dataset.manifest.version}, tokenizer {self.digest}"
 
     @staticmethod
     def prepare(
@@ -134,25 +144,18 @@ class _Work:
         from shards.tokenizer import load_tokenizer, tokenizer_digest
         from training.engine import start_ranks
         from training.metrics import Metrics
-        from training.preflight import refuse_other_tokenizer, refuse_unfit
-        from training.stage_plan import keep_plan, plan_path
+        from training.preflight import refuse_other_tokenizer
 
         disable_progress_bar()  # transformers' own, at every saving and loading
         opened, loaded, digest = Dataset.open(where), load_tokenizer(Path(words)), tokenizer_digest(words)
         before = _stage_before(config, pending[0])
         if before is not None:
             refuse_other_tokenizer(final_dir(out, before), _finished_before(config, out, pending[0], before), digest)
-        if ranks is None or ranks.rank == 0:  # who then says it for all
-            plans = refuse_unfit(config, pending, opened, loaded, digest, out / "plans")
-            for number, plan in plans.items():
-                _refuse_unshared(number, plan.packs_per_step, 1 if ranks is None else ranks.world)
-            for number, plan in plans.items():
-                keep_plan(plan_path(out / "plans", number, 0), plan)
         if ranks is None:
+            plan_stages(config, pending, opened, loaded, digest, out, 1)
             ranks = start_ranks()
             out.mkdir(parents=True, exist_ok=True)
-        version = f"{opened.manifest.version}, tokenizer {digest}"
-        return _Work(config, out, opened, loaded, Path(words), ranks, Metrics(out, ranks.rank == 0, config.wandb), stop, version)
+        return _Work(config, out, opened, loaded, Path(words), ranks, Metrics(out, ranks.rank == 0, config.wandb), stop, digest)
 
     def train_stage(self, number: int) -> StageReport:
         from shards.tokenizer import tokenizer_digest
@@ -172,8 +175,8 @@ class _Work:
         before = self._before(number, model, profile)
         steps = run_stage(model, number, self.config, feed, self.out, self.ranks, self.metrics, self.stop)
         if stage.adapters:
-            kept = stage_dir(self.out, number) / "adapters" if self.ranks.rank == 0 else None
-            agreed(self.ranks, lambda: merge_adapters(model, kept))
+            written = stage_dir(self.out, number) / "adapters" if self.ranks.rank == 0 else None
+            agreed(self.ranks, lambda: merge_adapters(model, written))
         after = self._held_out(number, model, profile)
         self._write(number, steps, after)
         facts = {
@@ -216,7 +219,8 @@ class _Work:
             self.tokenizer,
             self.ranks,
             workers=self.config.workers,
-            cost=stage_cost(self.config, number, len(self.tokenizer)),
+            cost=partial(stage_cost, self.config, number, len(self.tokenizer)),
+            begun=latest_state(stage_dir(self.out, number)) is not None,
             stage=number,
             skips=self.out / f"skipped-{self.ranks.rank}.jsonl",
             plans=self.out / "plans",
@@ -258,6 +262,21 @@ class _Work:
             self.metrics.write({"kind": "held_out", "stage": number, "step": step, **asdict(held_out)})
 
 
+def plan_stages(
+    config: TrainingConfig, pending: Sequence[int], dataset: Dataset, tokenizer: Any, digest: str, out: Path, world: int
+) -> None:
+    """Plans the first pass of each stage over the index, and keeps the plans once nothing was refused. On one rank."""
+    from training.preflight import refuse_unfit
+    from training.stage_plan import keep_plan, plan_path
+
+    plans = refuse_unfit(config, pending, dataset, tokenizer, digest, out / "plans")
+    for number, plan in plans.items():
+        _refuse_unshared(number, plan.packs_per_step, world)
+    for number, plan in plans.items():
+        if latest_state(stage_dir(out, number)) is None:  # else its checkpoint names the one that is there
+            keep_plan(plan_path(out / "plans", number, 0), plan)
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a tokenizer's directory that are kept beside weights."""
     return sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".jinja") and p.is_file() and p.name != "config.json")
@@ -274,6 +293,11 @@ def chosen_stages(config: TrainingConfig, stages: Sequence[int] | None) -> list[
 
 def finished_stages(config: TrainingConfig, out: Path, chosen: Sequence[int]) -> dict[int, StageReport]:
     return {k: _as_report(out, k, facts) for k in chosen if (facts := finished(out, k, config.stage_digest(k))) is not None}
+
+
+def _started_again() -> bool:
+    """Whether a launcher started these ranks a second time, after one of them died: then their own checkpoints are what they go on from."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _refuse_unshared(number: int, packs: int | None, world: int) -> None:

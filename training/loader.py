@@ -24,6 +24,7 @@ from shards.profile import Profile
 from shards.reader import Dataset
 from training.collate import IGNORED, ItemName, LoadedItem, PackBatch, Skipped, collate
 from training.cost import ItemSizes
+from training.index_source import DatasetIndex
 from training.load_item import find_item, load_item, places_of, read_or_damage
 from training.node import Node, whole_shards
 from training.packing import deal
@@ -136,12 +137,15 @@ class Loader:
         with ExitStack() as stack:
             reader = PlacesReader(self.dataset.cached(self.cache), 2 * self.plan.config.window_shards)
             stack.callback(reader.close)
-            count, read = SkipCount(self.limit), 0
+            traffic = [reader.dataset.traffic]
+            if isinstance(self.plan.source, DatasetIndex) and self.plan.source.dataset is not reader.dataset:
+                traffic.append(self.plan.source.dataset.traffic)  # windows are drawn from the indexes while steps are made
+            count, read = SkipCount(self.limit), sum(each.total for each in traffic)
             coming = self._in_turn(cursor, reader) if self.workers == 0 else self._in_advance(cursor, reader, stack)
             started = time.perf_counter()
             for step, mine, packs in coming:
                 loaded = [pack() for pack in packs]
-                now = reader.dataset.traffic.total
+                now = sum(each.total for each in traffic)
                 yield self._hand_over(step, mine, loaded, time.perf_counter() - started, now - read, count)
                 read, started = now, time.perf_counter()
 

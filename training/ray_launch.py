@@ -150,7 +150,7 @@ def _attempts(job: _Job, asked: RayRanks, pending: Sequence[int]) -> None:
     while True:
         try:
             with _told(Path(job.out)):
-                _attempt(job, replace(asked, ranks=ranks))
+                _attempt(replace(job, resume=job.resume or lost > 0), replace(asked, ranks=ranks))
             return
         except _Lost as error:
             lost += 1

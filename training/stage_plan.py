@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,10 +59,13 @@ def plan_path(folder: Path, number: int, epoch: int) -> Path:
     return folder / f"stage{number}-pass{epoch}.json"
 
 
-def kept_plan(path: Path | None, source: IndexSource, mixture: Mixture, config: PlanConfig, cost: CostModel) -> Plan:
-    """The plan at `path`, with the costs it was made with; a new one if there is none of this dataset, mixture and config."""
+def kept_plan(path: Path | None, source: IndexSource, mixture: Mixture, config: PlanConfig, cost: Callable[[], CostModel]) -> Plan:
+    """The plan at `path`, with the costs it was made with; a new one if there is none of this dataset, mixture and config.
+
+    `cost` is asked only then: a plan outlives the file that its costs were read from.
+    """
     found = None if path is None else load_plan(path, source, mixture, config)
-    return found or make_plan(source, mixture, config, cost=cost, threads=THREADS)
+    return found or make_plan(source, mixture, config, cost=cost(), threads=THREADS)
 
 
 def keep_plan(path: Path, plan: Plan) -> None:

@@ -133,6 +133,8 @@ def test_where_filters_by_scores_counts_and_texts() -> None:
         ("true); SELECT 1; SELECT (2", "statements"),
         ("key in (select content from read_text('/etc/hostname'))", "disabled"),
         ("score > 99", "loosen"),
+        ("random() < 0.5", "calls random"),
+        ("score > 0 and now() > timestamp '2020-01-01'", "calls now"),
     ],
 )
 def test_a_where_that_cannot_work_is_refused(where: str, says: str) -> None:

@@ -48,11 +48,11 @@ class Watched:
 def test_a_kept_plan_is_the_plan(tmp_path: Path) -> None:
     source, cost = Watched(index_of(FACTS)), CostModel(patch=5.0)
     path = tmp_path / "plans" / "stage1-pass0.json"
-    made = kept_plan(path, source, Mixture(sources={"s0": 3, "s1": 1}), CONFIG, cost)
+    made = kept_plan(path, source, Mixture(sources={"s0": 3, "s1": 1}), CONFIG, lambda: cost)
     assert not path.exists()
     keep_plan(path, made)
     source.read_shards.clear()
-    other = kept_plan(path, source, Mixture(sources={"s0": 3, "s1": 1}), CONFIG, CostModel(patch=7.0))
+    other = kept_plan(path, source, Mixture(sources={"s0": 3, "s1": 1}), CONFIG, lambda: CostModel(patch=7.0))
     assert source.read_shards == []  # nothing is looked at again
     assert (other.digest, other.cost) == (made.digest, cost)  # the costs are those the plan was made with
     assert list(other.steps()) == list(made.steps())
@@ -62,7 +62,7 @@ def test_a_kept_plan_is_the_plan(tmp_path: Path) -> None:
 def test_a_window_in_the_middle_is_read_alone() -> None:
     source = Watched(index_of(FACTS))
     plan = make_plan(source, Mixture(), CONFIG)
-    kept = kept_plan(None, source, Mixture(), CONFIG, CostModel())
+    kept = kept_plan(None, source, Mixture(), CONFIG, CostModel)
     source.read_shards.clear()
     steps = kept.window(2).steps
     assert set(source.read_shards) <= set(plan.windows[2] + plan.windows[3])
