@@ -84,7 +84,7 @@ def train(
         chosen = agreed(ranks, lambda: chosen_stages(settings, stages))
         refuse_different(ranks, "config and stages", digest_of(settings.model_dump(mode="json"), chosen))
         reports = from_first(ranks, lambda: finished_stages(settings, out, chosen))
-        from_first(ranks, lambda: [forget_states(out, number) for number in reports])  # of those that a kill left
+        from_first(ranks, partial(_forget_leftovers, out, tuple(reports)))
         pending = [number for number in chosen if number not in reports]
         if pending:
             going_on = resume or _started_again()
@@ -293,6 +293,12 @@ def chosen_stages(config: TrainingConfig, stages: Sequence[int] | None) -> list[
 
 def finished_stages(config: TrainingConfig, out: Path, chosen: Sequence[int]) -> dict[int, StageReport]:
     return {k: _as_report(out, k, facts) for k in chosen if (facts := finished(out, k, config.stage_digest(k))) is not None}
+
+
+def _forget_leftovers(out: Path, stages: Sequence[int]) -> None:
+    """Deletes what a kill left of finished stages' states."""
+    for number in stages:
+        forget_states(out, number)
 
 
 def _started_again() -> bool:
