@@ -10,8 +10,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from shards.cache import ShardCache
 from shards.media import Limits
 from shards.profile import Profile
@@ -98,9 +96,8 @@ class DatasetFeed:
         plan = self.plan(epoch)
         plan.check(cursor)
         if self.skips is not None:
-            if self.ranks.rank == 0:
-                _forget_skips(self.skips, self.stage, epoch, plan.position(cursor))
-            torch.distributed.barrier()  # nobody notes before the old notes are gone
+            # nobody notes before the old notes are gone
+            first_works(self.ranks, partial(_forget_skips, self.skips, self.stage, epoch, plan.position(cursor)))
         report = partial(_note_skip, self.skips, self.stage, epoch) if self.skips is not None else None
         loader = Loader(
             self.dataset,
