@@ -17,10 +17,21 @@ from shards.errors import ConfigError
 from shards.profile import Profile, load_profile
 from shards.sample import digest_of
 from training.agreement import first_works
-from training.checkpoint import final_dir, finished, forget_states, latest_state, save_final, stage_dir
+from training.checkpoint import final_dir, latest_state, save_final, stage_dir
 from training.config_text import load_training_config
 from training.durable import replace_text
+from training.preflight import plan_stages, refuse_unshared
 from training.rank_group import StopRequest, agreed, from_first, one_run, refuse_different
+from training.stage_chain import (
+    StageReport,
+    TrainReport,
+    as_report,
+    chosen_stages,
+    finished_before,
+    finished_stages,
+    forget_leftovers,
+    stage_before,
+)
 from training.stages import TrainingConfig
 
 if TYPE_CHECKING:
@@ -33,30 +44,6 @@ if TYPE_CHECKING:
     from training.metrics import Metrics
 
 log = logging.getLogger("fovea")
-
-
-@dataclass(frozen=True, slots=True)
-class StageReport:
-    """What a stage came to. before, after: held-out loss, nats a labelled token; None without held-out items. done_before: nothing was
-    left to do."""
-
-    stage: int
-    steps: int
-    before: float | None
-    after: float | None
-    after_by_task: dict[str, float]
-    weights: Path
-    done_before: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TrainReport:
-    stages: tuple[StageReport, ...]
-
-    @property
-    def weights(self) -> Path:
-        """The plain weights of the last stage."""
-        return self.stages[-1].weights
 
 
 def train(
@@ -84,7 +71,7 @@ def train(
         chosen = agreed(ranks, lambda: chosen_stages(settings, stages))
         refuse_different(ranks, "config and stages", digest_of(settings.model_dump(mode="json"), chosen))
         reports = from_first(ranks, lambda: finished_stages(settings, out, chosen))
-        from_first(ranks, partial(_forget_leftovers, out, tuple(reports)))
+        from_first(ranks, partial(forget_leftovers, out, tuple(reports)))
         pending = [number for number in chosen if number not in reports]
         if pending:
             going_on = resume or _started_again()
@@ -132,7 +119,7 @@ class _Work:
         for number in pending:
             if not resume and latest_state(stage_dir(out, number)) is not None:
                 raise ConfigError(f"{stage_dir(out, number)} has checkpoints; resume, or give another output directory, or delete it")
-            _refuse_unshared(number, config.stages[number].step.packs, 1 if ranks is None else ranks.world)
+            refuse_unshared(number, config.stages[number].step.packs, 1 if ranks is None else ranks.world)
         where, words = dataset or config.dataset, tokenizer or config.tokenizer
         if where is None:
             raise ConfigError(f"{config.name}: no dataset; name its folder on the command line, or set `dataset:` in the config")
@@ -148,9 +135,9 @@ class _Work:
 
         disable_progress_bar()  # transformers' own, at every saving and loading
         opened, loaded, digest = Dataset.open(where), load_tokenizer(Path(words)), tokenizer_digest(words)
-        before = _stage_before(config, pending[0])
+        before = stage_before(config, pending[0])
         if before is not None:
-            refuse_other_tokenizer(final_dir(out, before), _finished_before(config, out, pending[0], before), digest)
+            refuse_other_tokenizer(final_dir(out, before), finished_before(config, out, pending[0], before), digest)
         if ranks is None:
             plan_stages(config, pending, opened, loaded, digest, out, 1)
             ranks = start_ranks()
@@ -192,16 +179,16 @@ class _Work:
             "after": None if after is None else asdict(after),
         }
         save_final(model, self.out, number, facts, self.ranks, beside=tokenizer_files(self.tokenizer_dir))
-        return _as_report(self.out, number, facts, done_before=False)
+        return as_report(self.out, number, facts, done_before=False)
 
     def _starting_model(self, number: int) -> nn.Module:
         from training.model import DTYPES, build_model, from_hf
 
-        before = _stage_before(self.config, number)
+        before = stage_before(self.config, number)
         if before is None:
             model = build_model(self.config.model, self.tokenizer, self.config.seed)
         else:
-            _finished_before(self.config, self.out, number, before)
+            finished_before(self.config, self.out, number, before)
             model = from_hf(final_dir(self.out, before), DTYPES[self.config.model.precision])
         return _placed(model, self.config)
 
@@ -262,68 +249,14 @@ class _Work:
             self.metrics.write({"kind": "held_out", "stage": number, "step": step, **asdict(held_out)})
 
 
-def plan_stages(
-    config: TrainingConfig, pending: Sequence[int], dataset: Dataset, tokenizer: Any, digest: str, out: Path, world: int
-) -> None:
-    """Plans the first pass of each stage over the index, and keeps the plans once nothing was refused. On one rank."""
-    from training.preflight import refuse_unfit
-    from training.stage_plan import keep_plan, plan_path
-
-    plans = refuse_unfit(config, pending, dataset, tokenizer, digest, out / "plans")
-    for number, plan in plans.items():
-        _refuse_unshared(number, plan.packs_per_step, world)
-    for number, plan in plans.items():
-        if latest_state(stage_dir(out, number)) is None:  # else its checkpoint names the one that is there
-            keep_plan(plan_path(out / "plans", number, 0), plan)
-
-
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a tokenizer's directory that are kept beside weights."""
     return sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".jinja") and p.is_file() and p.name != "config.json")
 
 
-def chosen_stages(config: TrainingConfig, stages: Sequence[int] | None) -> list[int]:
-    """In order; all for None. Raises ConfigError for one that the config has not."""
-    wanted = sorted(config.stages if stages is None else set(stages))
-    unknown = [k for k in wanted if k not in config.stages]
-    if unknown or not wanted:
-        raise ConfigError(f"{config.name}: no stage {', '.join(map(str, unknown))}; it has {', '.join(map(str, sorted(config.stages)))}")
-    return wanted
-
-
-def finished_stages(config: TrainingConfig, out: Path, chosen: Sequence[int]) -> dict[int, StageReport]:
-    return {k: _as_report(out, k, facts) for k in chosen if (facts := finished(out, k, config.stage_digest(k))) is not None}
-
-
-def _forget_leftovers(out: Path, stages: Sequence[int]) -> None:
-    """Deletes what a kill left of finished stages' states."""
-    for number in stages:
-        forget_states(out, number)
-
-
 def _started_again() -> bool:
     """Whether a launcher started these ranks a second time, after one of them died: then their own checkpoints are what they go on from."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
-def _refuse_unshared(number: int, packs: int | None, world: int) -> None:
-    if packs is not None and packs % world:
-        fitting = ", ".join(str(n) for n in range(1, packs + 1) if packs % n == 0)
-        raise ConfigError(
-            f"stage {number}: a step of {packs} packs cannot be shared by {world} ranks; start {fitting}, or change the stage's `step`"
-        )
-
-
-def _stage_before(config: TrainingConfig, number: int) -> int | None:
-    """The stage whose weights `number` starts from; None for the first."""
-    return max((k for k in config.stages if k < number), default=None)
-
-
-def _finished_before(config: TrainingConfig, out: Path, number: int, before: int) -> dict[str, Any]:
-    facts = finished(out, before, config.stage_digest(before))
-    if facts is None:
-        raise ConfigError(f"stage {number} starts from the weights of stage {before}, which is not finished under {out}")
-    return facts
 
 
 def _placed(model: nn.Module, config: TrainingConfig) -> nn.Module:
@@ -335,16 +268,3 @@ def _placed(model: nn.Module, config: TrainingConfig) -> nn.Module:
     device = rank_device()
     use_attention(model, chosen_attention(config.model.attn, device, config.model.precision))
     return cast_weights(model, config.model.precision).to(device)
-
-
-def _as_report(out: Path, number: int, facts: dict[str, Any], done_before: bool = True) -> StageReport:
-    after = facts["after"] or {}
-    return StageReport(
-        stage=number,
-        steps=facts["steps"],
-        before=facts["before"],
-        after=after.get("loss"),
-        after_by_task=after.get("loss_by_task", {}),
-        weights=final_dir(out, number),
-        done_before=done_before,
-    )

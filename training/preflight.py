@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shards.errors import ConfigError, FoveaError, ProfileError
 from shards.profile import Profile, load_profile
 from training.census import in_order
+from training.checkpoint import latest_state, stage_dir
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +52,29 @@ def refuse_unfit(
         except FoveaError as error:
             raise type(error)(f"stage {number}: {error}") from error
     return found
+
+
+def plan_stages(
+    config: TrainingConfig, pending: Sequence[int], dataset: Dataset, tokenizer: Any, digest: str, out: Path, world: int
+) -> None:
+    """Plans the first pass of each stage over the index, and keeps the plans once nothing was refused. On one rank."""
+    from training.stage_plan import keep_plan, plan_path
+
+    plans = refuse_unfit(config, pending, dataset, tokenizer, digest, out / "plans")
+    for number, plan in plans.items():
+        refuse_unshared(number, plan.packs_per_step, world)
+    for number, plan in plans.items():
+        if latest_state(stage_dir(out, number)) is None:  # else its checkpoint names the one that is there
+            keep_plan(plan_path(out / "plans", number, 0), plan)
+
+
+def refuse_unshared(number: int, packs: int | None, world: int) -> None:
+    """`packs` of a step, where they are known, must be a multiple of `world` ranks. Raises ConfigError."""
+    if packs is not None and packs % world:
+        fitting = ", ".join(str(n) for n in range(1, packs + 1) if packs % n == 0)
+        raise ConfigError(
+            f"stage {number}: a step of {packs} packs cannot be shared by {world} ranks; start {fitting}, or change the stage's `step`"
+        )
 
 
 def _refuse_unmeasured(source: IndexSource, bounds: Bounds) -> None:

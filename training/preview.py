@@ -86,8 +86,8 @@ def preview(
     from shards.reader import Dataset
     from shards.tokenizer import load_tokenizer, tokenizer_digest
     from training.feed import tell
-    from training.launch import chosen_stages
     from training.preflight import refuse_unfit
+    from training.stage_chain import chosen_stages
 
     settings = config if isinstance(config, TrainingConfig) else load_training_config(config)
     where, words = dataset or settings.dataset, tokenizer or settings.tokenizer

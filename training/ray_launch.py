@@ -23,8 +23,9 @@ from typing import Any
 from shards.errors import ConfigError, FoveaError, InfrastructureError
 from training.checkpoint import latest_state, stage_dir
 from training.config_text import load_training_config
-from training.launch import TrainReport, chosen_stages, finished_stages, train
+from training.launch import train
 from training.rank_group import EndedElsewhere, Preempted
+from training.stage_chain import TrainReport, chosen_stages, finished_stages
 from training.stages import TrainingConfig
 
 log = logging.getLogger("fovea")

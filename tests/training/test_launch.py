@@ -22,10 +22,11 @@ from tests.training.hand_launch import CONFIG
 from training.checkpoint import final_dir, latest_state, stage_dir
 from training.evaluate import evaluate_checkpoint
 from training.export import export
-from training.launch import TrainReport, train
+from training.launch import train
 from training.metrics import read_metrics
 from training.model import build_model, from_hf, parts
 from training.preview import preview
+from training.stage_chain import TrainReport
 
 ROOT = Path(__file__).resolve().parents[2]
 
