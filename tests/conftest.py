@@ -32,6 +32,19 @@ def qwen_tokenizer_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def one_ray() -> Iterator[None]:
+    """One Ray for all tests of a process, connected as a run connects to it. Nobody else may end it: the next one to connect would ship
+    its own packages only."""
+    import ray
+
+    from pipeline import cluster
+
+    cluster.connect(None, ["tests.steps.counting"])
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
 def model_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The model hub that huggingface_hub asks: one in miniature, with an empty cache of its own."""

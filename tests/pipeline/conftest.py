@@ -1,23 +1,13 @@
-"""One Ray for all tests of the engine, connected as a run connects to it."""
+"""Finished runs that tests of the engine share."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
-from pipeline import cluster
 from tests.pipeline.small import picture, pictures, recipe, run, texts
-
-
-@pytest.fixture(scope="session")
-def one_ray() -> Iterator[None]:
-    cluster.connect(None, ["tests.steps.counting"])
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

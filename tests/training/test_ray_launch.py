@@ -8,16 +8,13 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
-import ray
 import yaml
 
-from pipeline import cluster
 from shards.errors import ConfigError, InfrastructureError
 from tests.training import forked, hand_launch, small_dataset
 from tests.training.hand_launch import CONFIG
@@ -28,13 +25,6 @@ from training.metrics import read_metrics
 from training.ray_launch import RayRanks, ranks_in, room_for, train_on_ray
 
 STEPS = 30
-
-
-@pytest.fixture(scope="module")
-def connected() -> Iterator[None]:
-    cluster.connect()
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +55,7 @@ def kill_a_worker(out: Path, after: int, killed: list[int]) -> None:
 
 
 def test_a_worker_that_is_killed_changes_nothing(
-    connected: None, corpus: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    one_ray: None, corpus: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     codes, said = forked.run(hand_launch.main, [corpus.dataset, corpus.words, tmp_path / "calm", "--config", corpus.config], ranks=2)
     assert codes == [0, 0], said[-3000:]
@@ -90,14 +80,14 @@ def test_a_worker_that_is_killed_changes_nothing(
 
 
 def test_an_error_that_a_person_has_to_mend_ends_the_run_at_once(
-    connected: None, corpus: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    one_ray: None, corpus: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ConfigError, match=r"^small: no tokenizer; name its directory"):
         train_on_ray(CONFIG, corpus.dataset, tmp_path, RayRanks(ranks=1), stages=[2])
     assert not [m for m in caplog.messages if "restart" in m]
 
 
-def test_ranks_that_do_not_fit_are_refused_before_they_start(connected: None, corpus: SimpleNamespace, tmp_path: Path) -> None:
+def test_ranks_that_do_not_fit_are_refused_before_they_start(one_ray: None, corpus: SimpleNamespace, tmp_path: Path) -> None:
     def start(asked: RayRanks, config: object = corpus.config) -> None:
         train_on_ray(config, corpus.dataset, tmp_path, asked, tokenizer=corpus.words)  # type: ignore[arg-type]
 
