@@ -18,7 +18,11 @@ from training.order import item_keys
 
 _COUNTS = ("text_tokens", "labelled_tokens", "patches", "visual_tokens", "kept_tokens")
 _GRID = ("t", "h", "w")
-_CLOCKS = {"now", "today", "current_date", "current_time", "current_timestamp", "get_current_timestamp", "transaction_timestamp"}
+_CLOCKS = {  # not all of them are called as functions, or listed as changing
+    *("now", "today", "current_date", "current_time", "current_timestamp", "get_current_timestamp", "transaction_timestamp"),
+    *("localtime", "localtimestamp", "current_localtime", "current_localtimestamp"),
+}
+_OTHER_ROWS = {"SUBQUERY": "a subquery", "WINDOW": "a window function"}
 _HEAVY = ("json", "media")  # of the sample's bytes in the tar: a predicate over them is not worth reading them a second time
 
 
@@ -100,7 +104,7 @@ def where_mask(table: pa.Table, where: str) -> np.ndarray:
             raise ConfigError(f"mixture.where: {where!r} is {len(statements)} statements; it is one predicate over the index's columns")
         if impure := _impure(where):
             raise ConfigError(
-                f"mixture.where: {where!r} calls {', '.join(impure)}, whose answer changes; a predicate is over the item's own row"
+                f"mixture.where: {where!r} asks for {', '.join(impure)}; a predicate is over the item's own row, whatever is read with it"
             )
         rows = connection.execute(statements[0]).fetchnumpy()["_row"]
     except duckdb.Error as error:
@@ -115,8 +119,8 @@ def where_mask(table: pa.Table, where: str) -> np.ndarray:
 
 @cache
 def _impure(where: str) -> tuple[str, ...]:
-    """Functions that a predicate calls and whose answer changes. A window is drawn again in every pass and on every rank: whether an item
-    is in must not depend on when it is asked. Empty for what is no predicate, which is said elsewhere."""
+    """What a predicate asks for besides the item's own row: clocks, chance, other rows. A shard is read by itself, in every pass and on
+    every rank: whether an item is in must depend on nothing else. Empty for what is no predicate, which is said elsewhere."""
     connection = duckdb.connect(":memory:", config={"enable_external_access": "false", "threads": "1"})
     try:
         said = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT 1 WHERE ({where}\n)"]).fetchone()
@@ -127,16 +131,20 @@ def _impure(where: str) -> tuple[str, ...]:
     finally:
         connection.close()
     called: set[str] = set()
+    found: set[str] = set()
     stack: list[Any] = [json.loads(said[0]) if said else {}]
     while stack:
         node = stack.pop()
         if isinstance(node, dict):
             if isinstance(name := node.get("function_name"), str):
                 called.add(name.lower())
+            found.update(_CLOCKS & {str(name).lower() for name in (node.get("column_names") or ())[:1]})
+            if (kind := node.get("class")) in _OTHER_ROWS:
+                found.add(_OTHER_ROWS[kind])
             stack += node.values()
         elif isinstance(node, list):
             stack += node
-    return tuple(sorted(called & ({name for (name,) in changing} | _CLOCKS)))
+    return tuple(sorted(found | called & ({name for (name,) in changing} | _CLOCKS)))
 
 
 def _cells(items: pa.Table) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:
