@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from training.cost import adapter_weights, projector_layers, text_layers, vision_layers
 from training.devices import Device
+from training.flops import adapter_weights, projector_layers, text_layers, vision_layers
 
 if TYPE_CHECKING:
     from training.stages import ModelConfig, StageConfig

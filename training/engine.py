@@ -58,7 +58,7 @@ class StepResult:
 
     loss             as the stage weighs it. loss_by_task, loss_by_source: plain means over labelled tokens; all in nats.
     grad_norm        before clipping. rates: of each part that learns, in this step.
-    samples, items   items. patches: through the encoder. visual, kept: their tokens before and after compression; keep: kept/visual.
+    samples          items. patches: through the encoder. visual, kept: their tokens before and after compression; keep: kept/visual.
     seconds          of the step, without waiting for data. rank_seconds: of them this rank's forward and backward passes, with what it
                      waits inside them for other ranks (ZeRO-3 gathers weights there).
     imbalance        the slowest rank's over the mean of rank_seconds. pack_seconds: forward and backward of each of this rank's packs.
@@ -72,7 +72,6 @@ class StepResult:
     tokens: int
     labelled: int
     samples: int
-    items: int
     packs: int
     patches: int
     visual: int
@@ -201,7 +200,6 @@ def train_step(engine: Any, stage: StageConfig, batches: Sequence[PackBatch], st
         tokens=totals.tokens,
         labelled=totals.labelled,
         samples=totals.samples,
-        items=totals.samples,
         packs=totals.packs,
         patches=totals.patches,
         visual=totals.visual,

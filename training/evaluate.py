@@ -7,13 +7,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from training.model import PackLoss, labelled_places
+from training.pack_loss import PackLoss, labelled_places
 
 if TYPE_CHECKING:
     from shards.profile import Profile
@@ -126,17 +125,3 @@ def evaluate(
     feed = DatasetFeed(dataset, split, Mixture(), config, profile, tokenizer, ranks, workers, limit=never)
     steps = islice(feed.run(0, feed.start(0)), math.ceil(packs / at_once))
     return held_out_loss(model, (batch for step in steps for batch in step.batches))
-
-
-def evaluate_checkpoint(checkpoint: str | Path, dataset: str, split: str = "val", packs: int = 64) -> HeldOut:
-    """Held-out loss of a finished stage's weights (`…/checkpoints/stage<k>/final`) on a dataset, under the profile, compression and budgets
-    it was trained with; under torchrun on all ranks. Raises InfrastructureError where `checkpoint` is no finished stage, ShardError and
-    ProfileError where the dataset has no such split or was measured otherwise.
-    """
-    from shards.reader import Dataset
-    from training.engine import start_ranks
-    from training.subject import load_subject
-
-    opened, ranks = Dataset.open(dataset), start_ranks()
-    subject = load_subject(checkpoint)
-    return evaluate(subject.model, opened, subject.tokenizer, subject.profile, subject.stage, split, packs, ranks)

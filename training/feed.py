@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,8 @@ class DatasetFeed:
             if path is not None:
                 first_works(self.ranks, partial(self._keep, path, source, config))  # the others read what the first has made
             plan = kept_plan(path, source, self.mixture, config, self.cost)
-            refuse_different(self.ranks, "plan", f"{plan.digest}, {digest_of([asdict(pack) for pack in plan.window(0).packs])}")
+            packs = [(pack.items, pack.tokens, pack.patches, pack.cost) for pack in plan.window(0).packs]
+            refuse_different(self.ranks, "plan", f"{plan.digest}, {digest_of(packs)}")
             tell(plan, self.ranks.rank == 0)
             self._plans = {number: kept for number, kept in self._plans.items() if number == 0} | {epoch: plan}
         return self._plans[epoch]

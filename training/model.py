@@ -12,8 +12,6 @@ from torch import nn
 from shards.errors import ConfigError
 from training.adapters import learning, part_of
 from training.assemble import from_hf, from_original, from_parts
-from training.pack_loss import PackLoss as PackLoss
-from training.pack_loss import labelled_places as labelled_places
 from training.stages import PART_NAMES, ModelConfig, TinyShape
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from training.cost import FEATURES, ModelFlops, stage_flops
+from training.cost import FEATURES
 from training.devices import Device, this_device
+from training.flops import ModelFlops, stage_flops
 from training.measured import batch_features
 
 if TYPE_CHECKING:

@@ -115,34 +115,23 @@ class Plan:
     def items_of(self, chosen: Pack) -> pa.Table:
         """The pack's items, in order: uid, task, n, source, the profile's measure struct (as in the index), repeat (int64), shard (as the
         index source names it) and row (int64, in that shard's index)."""
-        if not chosen.items:
-            return self._table(self.windows[0][0]).slice(0, 0)
-        held = self._window(chosen.window)
-        at = held.packed.items[held.packed.start[chosen.place] : held.packed.start[chosen.place + 1]]
-        shards, rows = held.drawn.shard[at].tolist(), held.drawn.row[at]
-        pieces = [self._table(self.windows[chosen.window][s]).slice(r, 1) for s, r in zip(shards, rows.tolist(), strict=True)]
-        table = pa.concat_tables(pieces).drop_columns(["repeat", "shard", "row"])
-        names = pa.array([self.windows[chosen.window][s] for s in shards], pa.string())
-        known = {"repeat": pa.array(held.drawn.repeat[at]), "shard": names, "row": pa.array(rows)}
-        for name, column in known.items():
-            table = table.append_column(name, column)
-        return table
+        window, drawn, at = self._rows(chosen)
+        shards, rows = drawn.shard[at].tolist(), drawn.row[at]
+        pieces = [self._table(window[shard]).slice(row, 1) for shard, row in zip(shards, rows.tolist(), strict=True)]
+        table = pa.concat_tables(pieces) if pieces else self._table(window[0]).slice(0, 0)
+        table = table.append_column("repeat", pa.array(drawn.repeat[at]))
+        table = table.append_column("shard", pa.array([window[shard] for shard in shards], pa.string()))
+        return table.append_column("row", pa.array(rows))
 
     def sizes_of(self, chosen: Pack) -> ItemSizes:
         """Sizes of the pack's items, as planned."""
-        if not chosen.items:
-            return ItemSizes.joined([])
-        held = self._window(chosen.window)
-        return held.drawn.sizes.take(held.packed.items[held.packed.start[chosen.place] : held.packed.start[chosen.place + 1]])
+        _, drawn, at = self._rows(chosen)
+        return drawn.sizes.take(at)
 
     def reads_of(self, chosen: Pack) -> list[tuple[str, int]]:
         """(shard, row) of the pack's items: what is to be read for it."""
-        if not chosen.items:
-            return []
-        held = self._window(chosen.window)
-        at = held.packed.items[held.packed.start[chosen.place] : held.packed.start[chosen.place + 1]]
-        names = self.windows[chosen.window]
-        return [(names[s], r) for s, r in zip(held.drawn.shard[at].tolist(), held.drawn.row[at].tolist(), strict=True)]
+        window, drawn, at = self._rows(chosen)
+        return [(window[shard], row) for shard, row in zip(drawn.shard[at].tolist(), drawn.row[at].tolist(), strict=True)]
 
     def report(self, ranks: tuple[int, ...] = ()) -> PlanReport:
         """The epoch in numbers; the imbalance over `ranks` (those that divide a step's packs) by composing a few windows."""
@@ -165,6 +154,13 @@ class Plan:
                 self._held.popitem(last=False)
             return held
 
+    def _rows(self, chosen: Pack) -> tuple[tuple[str, ...], Drawn, np.ndarray]:
+        """(shards of the pack's window, the window's items, which of them are the pack's). Empty packs come last, with the last window."""
+        number = chosen.window if chosen.items else len(self.windows) - 1
+        held = self._window(number)
+        start = held.packed.start[chosen.place : chosen.place + 2] if chosen.items else (0, 0)
+        return self.windows[number], held.drawn, held.packed.items[start[0] : start[1]]
+
     def _packs_from(self, number: int, offset: int, count: int) -> tuple[Pack, ...]:
         """`count` packs from one of a window's on, into later windows, and empty ones behind the last."""
         chosen = list(self._window(number).packs[offset : offset + count])
@@ -174,14 +170,10 @@ class Plan:
         return (*chosen, *[Pack()] * (count - len(chosen)))
 
     def _table(self, shard: str) -> pa.Table:
-        """The columns of `items_of` for a whole shard; those of about two windows are held."""
+        """The index's columns of `items_of` for a whole shard; those of about two windows are held."""
         with self._lock:
             if shard not in self._tables:
-                table = self.source.read(shard, ["uid", "task", "n", "source", self.config.profile]).combine_chunks()
-                nothing = np.zeros(table.num_rows, dtype=np.int64)
-                for name in ("repeat", "shard", "row"):
-                    table = table.append_column(name, pa.array([""] * table.num_rows) if name == "shard" else pa.array(nothing))
-                self._tables[shard] = table
+                self._tables[shard] = self.source.read(shard, ["uid", "task", "n", "source", self.config.profile]).combine_chunks()
                 while len(self._tables) > 2 * self.config.window_shards:
                     self._tables.popitem(last=False)
             self._tables.move_to_end(shard)

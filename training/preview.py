@@ -14,8 +14,8 @@ import numpy as np
 from shards.errors import ConfigError
 from training.budget import MFU, Memory, fits, hours_of, memory_of
 from training.config_text import load_training_config
-from training.cost import stage_flops
 from training.devices import Device
+from training.flops import stage_flops
 from training.plan_report import PlanReport
 from training.stages import TrainingConfig, deepspeed_json
 

@@ -49,7 +49,7 @@ S = TypeVar("S", VisionShape, TextShape)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What training.cost.cost_model and the memory of training are computed from."""
+    """What training.flops.model_flops and the memory of training are computed from."""
 
     vision_config: VisionShape
     text_config: TextShape

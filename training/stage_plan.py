@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.cost import CostModel, stage_flops
+from training.cost import CostModel
 from training.durable import replace_text
+from training.flops import stage_flops
 from training.mixture import Mixture
 from training.plan import Plan, make_plan
 from training.plan_file import load_plan, plan_bytes

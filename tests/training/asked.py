@@ -32,7 +32,8 @@ from training.checkpoint import save_final
 from training.collate import IGNORED, LoadedItem, collate
 from training.engine import Ranks, start_ranks
 from training.launch import tokenizer_files
-from training.model import PackLoss, build_tiny, special_ids
+from training.model import build_tiny, special_ids
+from training.pack_loss import PackLoss
 from training.questions import Asker, Failed, Question
 
 VERSION = "a5cedda7"

@@ -16,7 +16,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def torchs_own_linear() -> Iterator[None]:
-    """DeepSpeed's ZeRO-3 puts its own function in the place of `linear` and leaves it there; with it, checkpointing repeats more products."""
+    """ZeRO-3 puts a function of its own in the place of `linear` and leaves it there; checkpointing then repeats more products."""
     linear = torch.nn.functional.linear
     yield
     torch.nn.functional.linear = linear

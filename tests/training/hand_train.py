@@ -22,7 +22,7 @@ from training.engine import Ranks, start_ranks
 from training.loader import LoadedStep
 from training.loop import run_stage
 from training.metrics import Metrics
-from training.model import PackLoss
+from training.pack_loss import PackLoss
 from training.plan_parts import Cursor
 from training.rank_group import one_run
 from training.stages import TrainingConfig

@@ -19,7 +19,8 @@ from training.checkpoint import final_dir, latest_state, stage_dir
 from training.config_text import load_training_config
 from training.engine import build_engine, start_ranks, train_step
 from training.metrics import read_metrics
-from training.model import PackLoss, cast_weights, freeze, from_hf, parameter_groups, parts
+from training.model import cast_weights, freeze, from_hf, parameter_groups, parts
+from training.pack_loss import PackLoss
 from training.stages import LoraConfig, StageConfig, TrainingConfig
 
 PACK = packed([item("image", 1), item("video", 2), item("text", 3)])

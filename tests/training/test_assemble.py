@@ -15,7 +15,8 @@ from shards.errors import ConfigError, InfrastructureError
 from tests.training import handmade
 from tests.training.handmade import item, packed
 from training.assemble import from_hf, from_parts
-from training.model import PackLoss, parts
+from training.model import parts
+from training.pack_loss import PackLoss
 from training.tensors import Source, fill
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -17,7 +17,8 @@ from training.attention import PIECEWISE, use_attention
 from training.budget import LOSS_ROWS, Memory, fits, hours_of, memory_of, weights_of
 from training.devices import DEVICES, GIB, device_named, device_told, this_device
 from training.engine import build_engine, start_ranks, train_step
-from training.model import PackLoss, freeze, parts
+from training.model import freeze, parts
+from training.pack_loss import PackLoss
 from training.shapes import named_shape
 from training.stages import ModelConfig, StageConfig, TinyShape, TrainingConfig
 

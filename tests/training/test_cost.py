@@ -13,9 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shards.errors import ConfigError
 from tests.training import handmade
-from training.cost import FEATURES, CostModel, ItemSizes, add, model_flops, pack_features, stage_flops
+from training.cost import FEATURES, CostModel, ItemSizes, add, pack_features
+from training.flops import model_flops, stage_flops
 from training.measured import batch_features
-from training.model import PackLoss, freeze
+from training.model import freeze
+from training.pack_loss import PackLoss
 from training.stages import LoraConfig, StageConfig, TinyShape
 
 SHAPE = TinyShape(hidden=64, llm_layers=3, heads=4, kv_heads=2, vision_hidden=48, vision_layers=2, vision_heads=2)

@@ -24,7 +24,8 @@ from training.engine import (
     start_ranks,
     train_step,
 )
-from training.model import PackLoss, labelled_places, parts
+from training.model import parts
+from training.pack_loss import PackLoss, labelled_places
 from training.stages import StageConfig, TrainingConfig
 from training.tally import task_numbers
 

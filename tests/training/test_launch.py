@@ -20,7 +20,7 @@ from shards.tokenizer import load_tokenizer, train_tokenizer
 from tests.training import forked, hand_launch, small_dataset
 from tests.training.hand_launch import CONFIG
 from training.checkpoint import final_dir, latest_state, stage_dir
-from training.evaluate import evaluate_checkpoint
+from training.evaluation import score_checkpoint
 from training.export import export
 from training.launch import train
 from training.metrics import read_metrics
@@ -174,12 +174,13 @@ def test_the_last_stage_is_exported(whole: SimpleNamespace, tmp_path: Path) -> N
 
 
 def test_a_finished_stage_is_evaluated_by_itself(corpus: SimpleNamespace, whole: SimpleNamespace) -> None:
-    found = evaluate_checkpoint(whole.report.weights, str(corpus.dataset), packs=CONFIG.held_out_packs)
+    found = score_checkpoint(whole.report.weights, str(corpus.dataset), metrics=["loss"], packs=CONFIG.held_out_packs).loss
+    assert found is not None
     assert found.loss == pytest.approx(whole.report.stages[-1].after, rel=1e-6)
     with pytest.raises(ShardError, match="no split 'test'"):
-        evaluate_checkpoint(whole.report.weights, str(corpus.dataset), split="test")
+        score_checkpoint(whole.report.weights, str(corpus.dataset), split="test")
     with pytest.raises(InfrastructureError, match="no finished stage"):
-        evaluate_checkpoint(corpus.words, str(corpus.dataset))
+        score_checkpoint(corpus.words, str(corpus.dataset))
 
 
 def test_what_cannot_run_is_told_so(corpus: SimpleNamespace, whole: SimpleNamespace, tmp_path: Path) -> None:

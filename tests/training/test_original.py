@@ -15,7 +15,8 @@ from shards.tokenizer import load_tokenizer, train_tokenizer
 from tests.training import handmade
 from tests.training.handmade import item, packed
 from training.assemble import from_hf, from_original, from_parts
-from training.model import PackLoss, build_model, parts, special_ids
+from training.model import build_model, parts, special_ids
+from training.pack_loss import PackLoss
 from training.stages import ModelConfig
 
 # The released 2B's config.json, with small numbers.

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from shards.errors import ConfigError
 from tests.training.fixtures import PROFILE, Fact, index_of
 from tests.training.plan_helpers import CONFIG, names_of, plan_of, uids
-from training.cost import CostModel, cost_model, item_sizes
+from training.cost import CostModel, item_sizes
+from training.flops import model_flops
 from training.mixture import Mixture
 from training.packing import deal, pack_items
 from training.plan import make_plan
@@ -250,7 +251,7 @@ SHAPE_2B = SimpleNamespace(
 
 
 def test_the_default_cost_is_the_2b_model() -> None:
-    assert cost_model(SHAPE_2B) == CostModel()
+    assert model_flops(SHAPE_2B).hardware == CostModel()
 
 
 @pytest.mark.parametrize(("kept", "share"), [(1.0, 0.48), (0.5, 0.66)])

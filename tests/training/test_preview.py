@@ -18,8 +18,9 @@ from shards.errors import ConfigError
 from tests.training import small_dataset
 from tests.training.fixtures import PROFILE, Fact, index_of
 from training.budget import memory_of
-from training.cost import CostModel, pack_features, stage_flops
+from training.cost import CostModel, pack_features
 from training.devices import device_named
+from training.flops import stage_flops
 from training.measured import WARM_STEPS, PackLog
 from training.mixture import Mixture
 from training.plan import make_plan

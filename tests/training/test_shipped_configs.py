@@ -6,7 +6,7 @@ import pytest
 
 from shards.profile import load_profile
 from training.config_text import load_training_config
-from training.cost import cost_model
+from training.flops import model_flops
 from training.shapes import named_shape, shape_of
 from training.stages import LoraConfig, TrainingConfig, deepspeed_json
 
@@ -68,7 +68,7 @@ def test_the_7b_run_starts_from_the_encoder_that_the_2b_run_tuned() -> None:
 def test_costs_can_be_predicted_where_the_weights_are_not(name: str) -> None:
     config = load_training_config(name)
     assert config.model.sizes is not None
-    assert cost_model(shape_of(config.model)) == cost_model(named_shape(config.model.sizes))
+    assert model_flops(shape_of(config.model)).hardware == model_flops(named_shape(config.model.sizes)).hardware
 
 
 def test_finetuning_adapts_the_language_model_and_trains_the_projector() -> None:
