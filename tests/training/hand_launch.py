@@ -52,6 +52,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments.add_argument("--on", type=int, default=0, help="the rank that --die-at and so on are for")
     arguments.add_argument("--blind", type=int, help="a rank that does not see the dataset")
     arguments.add_argument("--apart", type=int, help="a rank with an output directory of its own")
+    arguments.add_argument("--no-resume", dest="resume", action="store_false")
     given = arguments.parse_args(words)
     rank = int(os.environ.get("RANK", "0"))
     first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
@@ -73,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> None:
     dataset = given.dataset if rank != given.blind else f"{given.dataset}-gone"
     out = given.out if rank != given.apart else f"{given.out}-apart"
     try:
-        train(given.config or CONFIG, dataset, out, tokenizer=given.tokenizer, stages=given.stage)
+        train(given.config or CONFIG, dataset, out, tokenizer=given.tokenizer, stages=given.stage, resume=given.resume)
     except EndedElsewhere:
         sys.exit(3)
     except FoveaError as error:

@@ -100,15 +100,23 @@ def test_ranks_that_cannot_share_a_step_are_refused(corpus: SimpleNamespace, tmp
     ]
 
 
-def test_asked_to_end_all_ranks_write_a_checkpoint_after_the_step(corpus: SimpleNamespace, calm: list[tuple], tmp_path: Path) -> None:
+def test_asked_to_end_all_ranks_write_a_checkpoint_that_fewer_and_more_of_them_go_on_from(
+    corpus: SimpleNamespace, calm: list[tuple], tmp_path: Path
+) -> None:
     codes, said = two(corpus, tmp_path, "--end-at", 1, 2, "--on", 1)
     assert sorted(codes) == [SAID, SILENT]  # type: ignore[type-var]
     (told,) = [line for line in said.splitlines() if line.startswith("Preempted: ")]
     assert told == "Preempted: stage 1 was asked to end and has a checkpoint of step 3 of 6; the same command goes on there"
     assert latest_state(stage_dir(tmp_path, 1))[1].step == 3  # type: ignore[index]
+    codes, said = forked.run(hand_launch.main, [corpus.dataset, corpus.words, tmp_path, *STAGE, "--die-at", 1, 4])
+    assert codes == [DIED], said[-3000:]
+    left = latest_state(stage_dir(tmp_path, 1))
+    assert left is not None
+    assert (left[1].step, left[1].world) == (4, 1)
     codes, said = two(corpus, tmp_path)
     assert codes == [0, 0], said[-3000:]
-    assert numbers(tmp_path) == calm
+    assert [row[:3] for row in numbers(tmp_path)] == [row[:3] for row in calm]
+    assert [row[3] for row in numbers(tmp_path)] == pytest.approx([row[3] for row in calm], abs=1e-4)
 
 
 def quiet() -> dict[str, str]:
@@ -125,7 +133,8 @@ def free_port() -> int:
 
 def test_torchrun_begins_again_by_itself_when_a_rank_dies(corpus: SimpleNamespace, calm: list[tuple], tmp_path: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    ranks = ["-m", "tests.training.hand_launch", corpus.dataset, corpus.words, tmp_path, *STAGE, "--die-at", 1, 5, "--on", 1]
+    ranks = ["-m", "tests.training.hand_launch", corpus.dataset, corpus.words, tmp_path, *STAGE, "--no-resume", "--die-at", 1, 5, "--on", 1]
+    # a new run that is begun again goes on from its own checkpoints
     done = subprocess.run([sys.executable, *launcher, *map(str, ranks)], cwd=ROOT, env=quiet(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "InfrastructureError: rank 0 lost the connection" in done.stdout
