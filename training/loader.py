@@ -135,7 +135,7 @@ class Loader:
         for a tar that is gone or cut or an index that is not its own, and TooManySkipped.
         """
         with ExitStack() as stack:
-            reader = PlacesReader(self.dataset.cached(self.cache), 2 * self.plan.config.window_shards)
+            reader = PlacesReader(self.dataset.cached(self.cache), self.plan.shards_at_once)
             stack.callback(reader.close)
             traffic = [reader.dataset.traffic]
             if isinstance(self.plan.source, DatasetIndex) and self.plan.source.dataset is not reader.dataset:

@@ -25,14 +25,15 @@ from training.plan_parts import Cursor, Laid, Pack, PlanConfig, PlannedStep, Win
 from training.plan_report import PlanReport, report_of
 from training.window import Counts, Drawn, counts_of, draw, in_steps, pack
 
-PLAN_VERSION = 2  # bump when the same arguments give another order: a cursor of the old one is then refused
+PLAN_VERSION = 3  # bump when the same arguments give another order: a cursor of the old one is then refused
 _WINDOWS_HELD = 3
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A window in memory: its items, their costs, and its packs in the order of steps."""
+    """A window in memory: the shards it visits, its items, their costs, and its packs in the order of steps."""
 
+    shards: tuple[str, ...]
     drawn: Drawn
     costs: np.ndarray
     packed: Packed
@@ -61,6 +62,11 @@ class Plan:
     @property
     def packs_per_step(self) -> int:
         return self.laid.packs_per_step
+
+    @property
+    def shards_at_once(self) -> int:
+        """Shards that the items of two windows lie in, at most."""
+        return 2 * self.laid.spread * self.config.window_shards
 
     @property
     def start(self) -> Cursor:
@@ -115,12 +121,12 @@ class Plan:
     def items_of(self, chosen: Pack) -> pa.Table:
         """The pack's items, in order: uid, task, n, source, the profile's measure struct (as in the index), repeat (int64), shard (as the
         index source names it) and row (int64, in that shard's index)."""
-        window, drawn, at = self._rows(chosen)
+        names, drawn, at = self._rows(chosen)
         shards, rows = drawn.shard[at].tolist(), drawn.row[at]
-        pieces = [self._table(window[shard]).slice(row, 1) for shard, row in zip(shards, rows.tolist(), strict=True)]
-        table = pa.concat_tables(pieces) if pieces else self._table(window[0]).slice(0, 0)
+        pieces = [self._table(names[shard]).slice(row, 1) for shard, row in zip(shards, rows.tolist(), strict=True)]
+        table = pa.concat_tables(pieces) if pieces else self._table(names[0]).slice(0, 0)
         table = table.append_column("repeat", pa.array(drawn.repeat[at]))
-        table = table.append_column("shard", pa.array([window[shard] for shard in shards], pa.string()))
+        table = table.append_column("shard", pa.array([names[shard] for shard in shards], pa.string()))
         return table.append_column("row", pa.array(rows))
 
     def sizes_of(self, chosen: Pack) -> ItemSizes:
@@ -130,8 +136,8 @@ class Plan:
 
     def reads_of(self, chosen: Pack) -> list[tuple[str, int]]:
         """(shard, row) of the pack's items: what is to be read for it."""
-        window, drawn, at = self._rows(chosen)
-        return [(window[shard], row) for shard, row in zip(drawn.shard[at].tolist(), drawn.row[at].tolist(), strict=True)]
+        names, drawn, at = self._rows(chosen)
+        return [(names[shard], row) for shard, row in zip(drawn.shard[at].tolist(), drawn.row[at].tolist(), strict=True)]
 
     def report(self, ranks: tuple[int, ...] = ()) -> PlanReport:
         """The epoch in numbers; the imbalance over `ranks` (those that divide a step's packs) by composing a few windows."""
@@ -149,17 +155,19 @@ class Plan:
                     f"{self.laid.counts[number].items} in {self.laid.counts[number].packs}: its indexes are not those of the plan"
                 )
             packed = in_steps(packed, drawn, costs, self._before[number], self.packs_per_step, len(self.laid.sources))
-            self._held[number] = held = _Held(drawn, costs, packed, _packs(number, drawn, costs, packed, self.cost.pack))
+            shards = tuple(visit.shard for visit in self.laid.visits(number))
+            self._held[number] = held = _Held(shards, drawn, costs, packed, _packs(number, drawn, costs, packed, self.cost.pack))
             while len(self._held) > _WINDOWS_HELD:
                 self._held.popitem(last=False)
             return held
 
     def _rows(self, chosen: Pack) -> tuple[tuple[str, ...], Drawn, np.ndarray]:
-        """(shards of the pack's window, the window's items, which of them are the pack's). Empty packs come last, with the last window."""
+        """(shards that the pack's window visits, the window's items, which of them are the pack's). Empty packs come last, with the last
+        window."""
         number = chosen.window if chosen.items else len(self.windows) - 1
         held = self._window(number)
         start = held.packed.start[chosen.place : chosen.place + 2] if chosen.items else (0, 0)
-        return self.windows[number], held.drawn, held.packed.items[start[0] : start[1]]
+        return held.shards, held.drawn, held.packed.items[start[0] : start[1]]
 
     def _packs_from(self, number: int, offset: int, count: int) -> tuple[Pack, ...]:
         """`count` packs from one of a window's on, into later windows, and empty ones behind the last."""
@@ -174,7 +182,7 @@ class Plan:
         with self._lock:
             if shard not in self._tables:
                 self._tables[shard] = self.source.read(shard, ["uid", "task", "n", "source", self.config.profile]).combine_chunks()
-                while len(self._tables) > 2 * self.config.window_shards:
+                while len(self._tables) > self.shards_at_once:
                     self._tables.popitem(last=False)
             self._tables.move_to_end(shard)
             return self._tables[shard]
@@ -227,7 +235,7 @@ def _packed(plan: Plan, number: int) -> tuple[Drawn, np.ndarray, Packed]:
     config, laid = plan.config, plan.laid
     choices = {(c.task, c.source): c for c in laid.choices}
     places = {name: place for place, name in enumerate(laid.sources)}
-    drawn = draw(plan.source, laid.windows[number], config.bounds, plan.mixture.where, choices, places, config.seed)
+    drawn = draw(plan.source, laid.visits(number), config.bounds, plan.mixture.where, choices, places, config.seed)
     return drawn, plan.cost.of(drawn.sizes), pack(drawn, config.bounds, (config.seed, config.epoch))
 
 

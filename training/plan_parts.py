@@ -8,7 +8,9 @@ from typing import Literal
 from shards.errors import ConfigError
 from training.candidates import Bounds, Dropped
 from training.mixture import Choice
-from training.window import Counts
+from training.window import Counts, Visit
+
+SPREAD = 4  # windows that the repeats of an item are dealt to; each of them reads the indexes of so many windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +113,16 @@ class Laid:
     over_tokens: int
     listed: tuple[Dropped, ...]
     packs_per_step: int
+
+    @property
+    def spread(self) -> int:
+        """Windows that the repeats of an item are dealt to, in turn."""
+        most = max((choice.full + (choice.limit > 0) for choice in self.choices), default=1)
+        return max(1, min(most, len(self.windows), SPREAD))
+
+    def visits(self, window: int) -> tuple[Visit, ...]:
+        """What a window is drawn from: its own shards, and those of windows spread over the epoch whose repeats come here."""
+        groups, count = self.spread, len(self.windows)
+        return tuple(
+            Visit(shard, group, groups) for group in range(groups) for shard in self.windows[(window - group * (count // groups)) % count]
+        )

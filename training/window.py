@@ -23,7 +23,7 @@ _SOURCES = 16  # sources that are balanced one by one; the smaller ones together
 class Drawn:
     """The n items of a window, an item once for each time that it comes.
 
-    shard   int64 n: place of its shard in the window.   row     int64 n: in that shard's index.   repeat  int64 n: from 0.
+    shard   int64 n: place of its shard among the window's visits.   row     int64 n: in that shard's index.   repeat  int64 n: from 0.
     key     uint64 n: of (item, repeat).   source  int64 n: place in the plan's sources.
     """
 
@@ -38,20 +38,29 @@ class Drawn:
         return len(self.row)
 
 
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A shard in a window: of its items those repeats r that are `group` modulo `groups`."""
+
+    shard: str
+    group: int = 0
+    groups: int = 1
+
+
 def draw(
     source: IndexSource,
-    shards: Sequence[str],
+    visits: Sequence[Visit],
     bounds: Bounds,
     where: str | None,
     choices: Mapping[tuple[str, str], Choice],
     sources: Mapping[str, int],
     seed: int,
 ) -> Drawn:
-    """The items of `shards` that the mixture takes, as often as it takes them, in the order of the shards and their rows."""
+    """The items that the mixture takes, as often as it takes them, in the order of the visits and of the shards' rows."""
     parts: list[tuple[np.ndarray, ...]] = []
     sizes: list[ItemSizes] = []
-    for place, shard in enumerate(shards):
-        found = candidates(source, shard, bounds, where)
+    for place, visit in enumerate(visits):
+        found = candidates(source, visit.shard, bounds, where)
         order = mixture_ranks(found.key, seed)
         times = np.zeros(len(order), dtype=np.int64)
         of_cell = np.zeros(max(len(found.cells), 1), dtype=np.int64)
@@ -63,6 +72,8 @@ def draw(
                 times[mine] = choice.times(order[mine])
         rows = np.repeat(np.arange(len(times)), times)
         repeat = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+        here = repeat % visit.groups == visit.group
+        rows, repeat = rows[here], repeat[here]
         key = repeat_keys(found.key[rows], repeat)
         parts.append((np.full(len(rows), place), found.row[rows], repeat, key, of_cell[found.cell[rows]]))
         sizes.append(found.sizes.take(rows))

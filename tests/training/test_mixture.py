@@ -17,7 +17,7 @@ from training.census import take_census
 from training.cost import item_sizes
 from training.index_source import TableIndex
 from training.mixture import Mixture, choose, left_out
-from training.window import draw
+from training.window import Visit, draw
 
 BOUNDS = Bounds(PROFILE, False, 10**9, 10**9)
 
@@ -29,7 +29,7 @@ def select(index: pa.Table, mixture: Mixture, seed: int = 1) -> pa.Table:
     sources = {name: i for i, name in enumerate(sorted(set(index["source"].to_pylist())))}
     parts = []
     for shard in source.shards:
-        drawn = draw(source, [shard], BOUNDS, mixture.where, {(c.task, c.source): c for c in choices}, sources, seed)
+        drawn = draw(source, [Visit(shard)], BOUNDS, mixture.where, {(c.task, c.source): c for c in choices}, sources, seed)
         rows = source.read(shard, index.column_names).take(pa.array(drawn.row))
         parts.append(rows.append_column("repeat", pa.array(drawn.repeat)))
     return pa.concat_tables(parts)

@@ -204,6 +204,16 @@ def test_repeats_of_an_item_are_spread_over_the_epoch() -> None:
     assert sum(n > 0 for n in rare) == len(rare)
 
 
+def test_repeats_of_an_item_are_spread_over_windows_too() -> None:
+    facts = [Fact("rare", task="vqa"), *(Fact(f"t{i}", shard=f"{i % 12}.tar") for i in range(600))]
+    plan = plan_of(facts, replace(CONFIG, window_shards=1, packs=1), Mixture(tasks={"vqa": 1, "text": 9}))
+    rare = [name for step in plan.steps() for name in names_of(plan, step.packs[0]) if name[1] == "vqa"]
+    windows = Counter(step.window for step in plan.steps() for name in names_of(plan, step.packs[0]) if name[1] == "vqa")
+    assert sorted(repeat for *_, repeat in rare) == list(range(60)), "each of them once"
+    assert sorted(windows.values()) == [15, 15, 15, 15]
+    assert {(b - a) % 12 for a, b in itertools.pairwise(sorted(windows))} == {3}, "far from each other"
+
+
 @given(costs=st.lists(st.floats(0, 1e6), min_size=1, max_size=24), ranks=st.integers(1, 8))
 @settings(deadline=None)
 def test_dealing_gives_each_rank_as_many_packs(costs: list[float], ranks: int) -> None:
