@@ -8,7 +8,8 @@ keeps a part. Sources are the eight kinds. The plan is the shipped one of stage 
 
 Told: seconds from the index files to the plan (every window packed once), peak memory of the process above what it had, fill, tokens
 alone, and for 8, 64 and 512 ranks with four packs a rank: imbalance (mean over steps of the dearest rank's predicted cost over the mean
-rank's) and how far any source's share of a step's tokens lies from its window's. `--windows` of the plan are composed for that.
+rank's) and how far any source's share of a step's tokens lies from its window's. `--windows` of the plan, spread over the epoch, are
+composed for that; of a step that straddles two windows the share is held against both, by the packs it has of each.
 A billion: the same shards named a hundred times over; the plan is laid out from the census's counts of the ten million, and windows are
 packed at random places of the epoch.
 """
@@ -89,10 +90,12 @@ def replace_step(plan: Plan, packs: int) -> Plan:
 
 
 def balanced(plan: Plan, ranks: int, windows: int) -> dict[str, float]:
-    """Over the first windows' steps: imbalance over ranks, and the farthest that a source's share of tokens lies from its window's."""
+    """Over the steps of windows spread over the epoch: imbalance over ranks, and the farthest that a source's share of tokens lies from
+    its window's."""
     imbalance, far = [], []
     seconds = 0.0
-    for number in range(min(windows, len(plan.windows))):
+    chosen = np.unique(np.linspace(0, len(plan.windows) - 1, windows).astype(int)).tolist()
+    for number in chosen:
         began = time.perf_counter()
         window = plan.window(number)
         seconds += time.perf_counter() - began
@@ -103,8 +106,7 @@ def balanced(plan: Plan, ranks: int, windows: int) -> dict[str, float]:
             costs = [pack.cost for pack in step.packs]
             loads = [sum(costs[p] for p in hand) for hand in deal(costs, ranks)]
             imbalance.append(max(loads) * ranks / sum(loads) - 1)
-            if all(pack.window == number for pack in step.packs):
-                far.append(float(np.abs(shares_of(plan, step.packs) - whole).max()))
+            far.append(float(np.abs(shares_of(plan, step.packs) - expected(plan, step.packs, {number: whole})).max()))
     numbers = {
         "imbalance": float(np.mean(imbalance)),
         "worst step": float(np.max(imbalance)),
@@ -117,6 +119,13 @@ def balanced(plan: Plan, ranks: int, windows: int) -> dict[str, float]:
         f"farthest share {numbers['share']:.4f} (goal 0.03), composed in {seconds:.1f} s"
     )
     return numbers
+
+
+def expected(plan: Plan, packs: tuple, known: dict[int, np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
+    """The shares of the packs' windows, by the packs that each has here."""
+    for number in {pack.window for pack in packs} - known.keys():
+        known[number] = shares_of(plan, plan.window(number).packs)
+    return np.mean([known[pack.window] for pack in packs], axis=0)
 
 
 def shares_of(plan: Plan, packs: tuple) -> np.ndarray:  # type: ignore[type-arg]

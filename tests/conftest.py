@@ -12,6 +12,13 @@ from tests.curation.hub_server import Hub, running
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("FOVEA_RETRY_PAUSES", "0,0")  # another try comes as in a run, but at once
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: other tests have the other core
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: where files are dealt to cores, one that began last would be waited for."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

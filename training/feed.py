@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,23 +16,21 @@ from shards.reader import Dataset
 from shards.sample import digest_of
 from training.agreement import first_works
 from training.cost import CostModel
-from training.durable import append_line, replace_text, whole_lines
 from training.index_source import DatasetIndex
 from training.loader import LoadedStep, Loader
-from training.mixture import Mixture, left_out
+from training.mixture import Mixture
 from training.node import Node
 from training.plan import Plan
 from training.plan_parts import Cursor, PlanConfig
 from training.rank_group import refuse_different
-from training.stage_plan import keep_plan, kept_plan, later_pass, plan_path
+from training.skips import SkipCount, forget_skips, note_skip
+from training.stage_plan import keep_plan, kept_plan, later_pass, plan_path, tell
 from training.stages import CacheConfig, SkipLimit
 
 if TYPE_CHECKING:
     from training.engine import Ranks
 
 log = logging.getLogger("fovea")
-
-TRAIN_SPLIT = "train"
 
 
 @dataclass(eq=False)
@@ -84,6 +81,10 @@ class DatasetFeed:
             keep_plan(path, kept_plan(path, source, self.mixture, config, self.cost))
 
     @cached_property
+    def _count(self) -> SkipCount:
+        return SkipCount(self.limit)
+
+    @cached_property
     def _cache(self) -> ShardCache | None:
         return None if self.cache is None else ShardCache(Path(self.cache.path), self.cache.bytes)
 
@@ -98,8 +99,8 @@ class DatasetFeed:
         plan.check(cursor)
         if self.skips is not None:
             # nobody notes before the old notes are gone
-            first_works(self.ranks, partial(_forget_skips, self.skips, self.stage, epoch, plan.position(cursor)))
-        report = partial(_note_skip, self.skips, self.stage, epoch) if self.skips is not None else None
+            first_works(self.ranks, partial(forget_skips, self.skips.parent, self.stage, epoch, plan.position(cursor)))
+        report = partial(note_skip, self.skips, self.stage, epoch) if self.skips is not None else None
         loader = Loader(
             self.dataset,
             plan,
@@ -112,31 +113,6 @@ class DatasetFeed:
             skipped=report,
             cache=self._cache,
             node=Node.here(self.ranks.rank, self.ranks.world),
-            limit=self.limit,
+            count=self._count,
         )
         return loader.steps(cursor)
-
-
-def tell(plan: Plan, aloud: bool) -> None:
-    """Says what a plan leaves out."""
-    level = logging.WARNING if aloud else logging.DEBUG
-    for kind, names in left_out(plan.mixture, plan.laid.choices).items():
-        log.log(logging.INFO if aloud else logging.DEBUG, "mixture.%s: no items for %s; left out", kind, ", ".join(names))
-    if plan.laid.dropped:
-        log.log(level, "%d items are in no pack: they are too long for it", plan.laid.dropped)
-    for item in plan.laid.listed[:10]:
-        log.log(level, "%s/%s/%d is in no pack: %d tokens, %d patches", item.uid, item.task, item.n, item.tokens, item.patches)
-
-
-def _note_skip(path: Path, stage: int, epoch: int, uid: str, task: str, n: int, source: str, kind: str, reason: str, step: int) -> None:
-    where = {"stage": stage, "epoch": epoch, "step": step}
-    record = {**where, "uid": uid, "task": task, "n": n, "source": source, "kind": kind, "reason": reason}
-    append_line(path, json.dumps(record, ensure_ascii=False))
-
-
-def _forget_skips(path: Path, stage: int, epoch: int, step: int) -> None:
-    """Drops what every rank (there may have been more of them) has noted of steps that are about to be made (again)."""
-    for own in sorted(path.parent.glob("skipped-*.jsonl")):
-        records = whole_lines(own, needs=("stage", "epoch", "step"))
-        kept = [r for r in records if (r["stage"], r["epoch"], r["step"]) < (stage, epoch, step)]
-        replace_text(own, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))

@@ -7,13 +7,14 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shards.errors import ConfigError
+from shards.errors import ConfigError, FoveaError
 from shards.profile import Profile, load_profile
 from shards.sample import digest_of
 from training.agreement import first_works
@@ -22,6 +23,7 @@ from training.config_text import load_training_config
 from training.durable import replace_text
 from training.preflight import plan_stages, refuse_unshared
 from training.rank_group import StopRequest, agreed, from_first, one_run, refuse_different
+from training.skips import join_skips
 from training.stage_chain import (
     StageReport,
     TrainReport,
@@ -60,7 +62,7 @@ def train(
     dataset    folder or URL; default config.dataset. tokenizer: directory; default config.tokenizer.
     resume     continue from checkpoints; False refuses to start where a stage has some.
     Ranks of a launcher (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT in the environment) all call this alike, with one `out_dir`
-    on a file system that they share. Writes checkpoints/stage<k>/, metrics.jsonl, tensorboard/ and skipped-<rank>.jsonl under it.
+    on a file system that they share. Writes checkpoints/stage<k>/, metrics.jsonl, tensorboard/ and skipped.jsonl under it.
     Raises ConfigError, ProfileError, ShardError, InfrastructureError and training.engine.TrainingStopped, all with what to do. Of several
     ranks one raises it, the others training.rank_group.EndedElsewhere; where one died without a word, another raises InfrastructureError.
     A SIGTERM in a step is answered after it with a checkpoint and training.rank_group.Preempted.
@@ -160,7 +162,12 @@ class _Work:
         feed = self._feed(number, profile)
         log.info("stage %d: %d steps a pass over %s", number, feed.steps(0), self.dataset.manifest.version)
         before = self._before(number, model, profile)
-        steps = run_stage(model, number, self.config, feed, self.out, self.ranks, self.metrics, self.stop)
+        with self._skips_joined(number):
+            steps = run_stage(model, number, self.config, feed, self.out, self.ranks, self.metrics, self.stop)
+        skipped = from_first(self.ranks, partial(join_skips, self.out, number))
+        if skipped and self.ranks.rank == 0:
+            told = ", ".join(f"{kind} {count:,}" for kind, count in skipped.items())
+            log.warning("stage %d: items that left their packs: %s; %s lists them", number, told, self.out / "skipped.jsonl")
         if stage.adapters:
             written = stage_dir(self.out, number) / "adapters" if self.ranks.rank == 0 else None
             agreed(self.ranks, lambda: merge_adapters(model, written))
@@ -177,9 +184,20 @@ class _Work:
             "block": stage.model_dump(mode="json"),
             "before": before,
             "after": None if after is None else asdict(after),
+            "skipped": skipped,
         }
         save_final(model, self.out, number, facts, self.ranks, beside=tokenizer_files(self.tokenizer_dir))
         return as_report(self.out, number, facts, done_before=False)
+
+    @contextmanager
+    def _skips_joined(self, number: int) -> Iterator[None]:
+        """A stage that ends before it is done leaves the list of what it skipped, too."""
+        try:
+            yield
+        except FoveaError:
+            if self.ranks.rank == 0:
+                join_skips(self.out, number)
+            raise
 
     def _starting_model(self, number: int) -> nn.Module:
         from training.model import DTYPES, build_model, from_hf
@@ -193,8 +211,8 @@ class _Work:
         return _placed(model, self.config)
 
     def _feed(self, number: int, profile: Profile) -> DatasetFeed:
-        from training.feed import TRAIN_SPLIT, DatasetFeed
-        from training.stage_plan import mixture_of, plan_config, stage_cost
+        from training.feed import DatasetFeed
+        from training.stage_plan import TRAIN_SPLIT, mixture_of, plan_config, stage_cost
 
         stage = self.config.stages[number]
         return DatasetFeed(

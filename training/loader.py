@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -31,9 +31,6 @@ from training.packing import deal
 from training.plan import Plan
 from training.plan_parts import Cursor, Pack, PlannedStep
 from training.skips import SkipCount
-
-if TYPE_CHECKING:
-    from training.stages import SkipLimit
 
 log = logging.getLogger("fovea")
 
@@ -76,10 +73,11 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """lost: with the shard (place in the manifest) of each."""
+    """asked: the shard (place in the manifest) of each item.   lost: those that could not be read, with their shards."""
 
     batch: PackBatch
     used: int
+    asked: tuple[int, ...]
     lost: tuple[tuple[Skipped, int], ...] = ()
 
 
@@ -98,7 +96,7 @@ class Loader:
     skipped        is told of every item that left its pack, when its step is handed out.
     cache, node    for a remote store: tars of which the node's ranks read at least half within a window are kept there whole, fetched
                    meanwhile by whichever rank comes first; without a cache all is read by ranges. None as the node: this rank alone.
-    limit          of unreadable items, for this rank and since its loader began.
+    count          of unreadable items; it ends the run when they become too many. None: nothing does.
 
     Decoders and the tokenizer let go of the interpreter lock, so that threads are enough.
     """
@@ -115,7 +113,7 @@ class Loader:
     skipped: Report | None = None
     cache: ShardCache | None = None
     node: Node | None = None
-    limit: SkipLimit | None = None
+    count: SkipCount | None = None
 
     def __post_init__(self) -> None:
         deal([0.0] * self.plan.packs_per_step, self.world)
@@ -140,7 +138,7 @@ class Loader:
             traffic = [reader.dataset.traffic]
             if isinstance(self.plan.source, DatasetIndex) and self.plan.source.dataset is not reader.dataset:
                 traffic.append(self.plan.source.dataset.traffic)  # windows are drawn from the indexes while steps are made
-            count, read = SkipCount(self.limit), sum(each.total for each in traffic)
+            count, read = self.count or SkipCount(None), sum(each.total for each in traffic)
             coming = self._in_turn(cursor, reader) if self.workers == 0 else self._in_advance(cursor, reader, stack)
             started = time.perf_counter()
             for step, mine, packs in coming:
@@ -205,13 +203,14 @@ class Loader:
             ]
 
     def _hand_over(self, step: PlannedStep, mine: list[Pack], packs: list[_Loaded], wait: float, read: int, count: SkipCount) -> LoadedStep:
-        lost = [(skipped, self.dataset.manifest.shards[shard].path) for pack in packs for skipped, shard in pack.lost]
+        shards = self.dataset.manifest.shards
+        lost = [(skipped, shards[shard].path) for pack in packs for skipped, shard in pack.lost]
         for one, _ in lost:
             name = one.name
             log.warning("step %d: %s/%s/%d left its pack: %s: %s", step.number, name.uid, name.task, name.n, one.kind, one.reason)
             if self.skipped is not None:
                 self.skipped(name.uid, name.task, name.n, name.source, one.kind, one.reason, step.number)
-        count.note(sum(pack.items for pack in mine), lost)
+        count.note([shards[shard].path for pack in packs for shard in pack.asked], lost)
         batches, used, cost = [pack.batch for pack in packs], sum(pack.used for pack in packs), sum(pack.cost for pack in mine)
         return LoadedStep(step.window, step.step, step.number, batches, step.after, wait, read, used, cost, len(lost))
 
@@ -237,7 +236,8 @@ class Loader:
                 continue
             _must_be_as_planned(loaded, sizes, number, self.profile.name)
             items.append(loaded)
-        return _Loaded(collate(items, self.profile.patch, [one for one, _ in lost]), sum(used.values()), tuple(lost))
+        asked = tuple(place.shard for place in work.places)
+        return _Loaded(collate(items, self.profile.patch, [one for one, _ in lost]), sum(used.values()), asked, tuple(lost))
 
 
 def _must_be_as_planned(item: LoadedItem, sizes: ItemSizes, row: int, profile: str) -> None:

@@ -31,9 +31,8 @@ def refuse_unfit(
     Raises ProfileError (a profile that the dataset does not carry, or carries otherwise; items that are not measured), ConfigError (shares
     that cannot hold, a `where` that cannot run, items too long for the budgets, another patch size than the model's), each with its stage.
     """
-    from training.feed import TRAIN_SPLIT
     from training.index_source import DatasetIndex
-    from training.stage_plan import kept_plan, mixture_of, plan_config, plan_path, stage_cost
+    from training.stage_plan import TRAIN_SPLIT, kept_plan, mixture_of, plan_config, plan_path, stage_cost
 
     found = {}
     for number in stages:

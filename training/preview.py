@@ -85,9 +85,9 @@ def preview(
     of the model are not known."""
     from shards.reader import Dataset
     from shards.tokenizer import load_tokenizer, tokenizer_digest
-    from training.feed import tell
     from training.preflight import refuse_unfit
     from training.stage_chain import chosen_stages
+    from training.stage_plan import tell
 
     settings = config if isinstance(config, TrainingConfig) else load_training_config(config)
     where, words = dataset or settings.dataset, tokenizer or settings.tokenizer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from training.cost import CostModel
 from training.durable import replace_text
 from training.flops import stage_flops
-from training.mixture import Mixture
+from training.mixture import Mixture, left_out
 from training.plan import Plan, make_plan
 from training.plan_file import load_plan, plan_bytes
 from training.plan_parts import PlanConfig
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fovea")
 
+TRAIN_SPLIT = "train"
 THREADS = min(8, os.cpu_count() or 1)  # that read indexes and pack windows; they let go of the interpreter lock
 
 
@@ -77,3 +78,14 @@ def keep_plan(path: Path, plan: Plan) -> None:
 def later_pass(first: Plan, epoch: int) -> PlanConfig:
     """The config of a later pass: a step of it has as many packs as one of the first, whose size the learning rate belongs to."""
     return replace(first.config, packs=first.packs_per_step, samples=None, divisible_by=1, epoch=epoch)
+
+
+def tell(plan: Plan, aloud: bool) -> None:
+    """Says what a plan leaves out."""
+    level = logging.WARNING if aloud else logging.DEBUG
+    for kind, names in left_out(plan.mixture, plan.laid.choices).items():
+        log.log(logging.INFO if aloud else logging.DEBUG, "mixture.%s: no items for %s; left out", kind, ", ".join(names))
+    if plan.laid.dropped:
+        log.log(level, "%d items are in no pack: they are too long for it", plan.laid.dropped)
+    for item in plan.laid.listed[:10]:
+        log.log(level, "%s/%s/%d is in no pack: %d tokens, %d patches", item.uid, item.task, item.n, item.tokens, item.patches)

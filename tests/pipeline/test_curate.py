@@ -111,6 +111,7 @@ def funnel(folder: Path, loaded: Recipe) -> dict[str, int]:
         connection.close()
 
 
+@pytest.mark.slow
 def test_scores_are_paid_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pics, folder, path = tmp_path / "pics", tmp_path / "run", tmp_path / "r.yaml"
     pictures(pics, 8)

@@ -1,4 +1,4 @@
-"""kill -9 of a run at ten moments; the same command then ends with the same bytes as a run left in peace."""
+"""kill -9 of a run at seven moments; the same command then ends with the same bytes as a run left in peace."""
 
 from __future__ import annotations
 
@@ -85,12 +85,9 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(one_ray: None, c
     moments: list[Callable[[Path], bool]] = [
         when("lease/*.json", 1, rng.uniform(0, 1)),
         when("log/*.json", 1),
-        when("log/*.json", 1, rng.uniform(0.5, 2)),
         when("tables/step-*/*.parquet", 1),
         when("log/*.json", 2, rng.uniform(0, 0.1)),
-        when("log/*.json", 3),
         when("dataset/v-*/*.tar", 1),
-        when("dataset/v-*/*.parquet", rng.randrange(2, 5)),
         when("dataset/v-*/manifest.json", 1),
         after(rng.uniform(2, 5)),
     ]
@@ -103,7 +100,7 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(one_ray: None, c
         assert verdicts(run) == fates
         assert ask(run, "select count(*), count(distinct uid) from samples") == [(len(fates), len(fates))]
     assert verify(str(run / "dataset")) == []
-    assert killed >= 8  # a fast machine may finish before one or two of the moments
+    assert killed >= 5  # a fast machine may finish before one or two of the moments
 
 
 @pytest.mark.slow

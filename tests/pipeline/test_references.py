@@ -190,6 +190,7 @@ def test_a_dataset_is_a_benchmark_too(finished: Path, tmp_path: Path) -> None:
     assert sum(line.startswith("reference:") for line in lines(tmp_path / "n")) == 5
 
 
+@pytest.mark.slow
 def test_a_document_is_a_benchmark_page_by_page(one_ray: None, tmp_path: Path) -> None:
     pictures(tmp_path / "pics", 2)
     (tmp_path / "bench").mkdir()

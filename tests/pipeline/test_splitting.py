@@ -218,6 +218,7 @@ def test_a_run_again_opens_nothing_and_a_moved_run_finds_its_pages(split_run: Pa
         run(split_run / "r.yaml", moved)
 
 
+@pytest.mark.slow
 def test_changed_documents_and_another_what(tmp_path: Path) -> None:
     docs = corpus(tmp_path)
     path, folder = written(tmp_path), tmp_path / "run"

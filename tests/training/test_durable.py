@@ -18,7 +18,7 @@ from tests.training import forked, small_dataset
 from tests.training.fixtures import Fact, index_of
 from tests.training.hand_launch import CONFIG
 from tests.training.plan_helpers import CONFIG as PLAN_CONFIG
-from training import checkpoint, feed, wandb_board
+from training import checkpoint, skips, wandb_board
 from training.answers import write_answers
 from training.checkpoint import final_dir, forget_states, latest_state, stage_dir
 from training.cost import FEATURES, CostModel
@@ -106,7 +106,7 @@ def note_skip(folder: Path) -> None:
 def forget_skips(folder: Path) -> None:
     skip(folder / "skipped-1.jsonl", "u", 1)
     full_beside(folder / "skipped-1.jsonl")
-    feed._forget_skips(folder / "skipped-0.jsonl", 1, 0, 2)
+    skips.forget_skips(folder, 1, 0, 2)
 
 
 WRITERS = (write_metrics, forget_metrics, write_curves, begin_packs, note_packs, write_plan, write_costs, write_given_answers)
@@ -147,7 +147,7 @@ def test_what_is_torn_or_garbled_is_left_out_and_said_once(tmp_path: Path, caplo
 
 
 def skip(path: Path, uid: str, step: int) -> None:
-    feed._note_skip(path, 1, 0, uid, "vqa", 0, "s", "decode", "no picture", step)
+    skips.note_skip(path, 1, 0, uid, "vqa", 0, "s", "decode", "no picture", step)
 
 
 def test_each_rank_notes_its_own_skips_and_all_that_are_made_again_are_forgotten(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_each_rank_notes_its_own_skips_and_all_that_are_made_again_are_forgotten
             skip(tmp_path / f"skipped-{rank}.jsonl", f"u{rank}", step)
     with (tmp_path / "skipped-1.jsonl").open("ab") as file:
         file.write(b'{"stage": 1, "epo{"stage": 1}\n\0\0')
-    feed._forget_skips(tmp_path / "skipped-0.jsonl", 1, 0, 2)
+    skips.forget_skips(tmp_path, 1, 0, 2)
     for rank in range(3):
         text = (tmp_path / f"skipped-{rank}.jsonl").read_text()
         assert [(r["uid"], r["step"]) for r in map(json.loads, text.splitlines())] == [(f"u{rank}", 0), (f"u{rank}", 1)]

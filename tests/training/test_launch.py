@@ -158,6 +158,8 @@ def test_a_damaged_sample_leaves_its_packs_and_is_noted(corpus: SimpleNamespace,
     one = CONFIG.model_copy(update={"stages": {2: CONFIG.stages[2].model_copy(update={"epochs": 1})}})
     train(one, str(damaged), tmp_path / "out", tokenizer=str(corpus.words))
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped-0.jsonl").read_text().splitlines()]
+    assert (tmp_path / "out" / "skipped.jsonl").read_text() == (tmp_path / "out" / "skipped-0.jsonl").read_text()
+    assert json.loads((final_dir(tmp_path / "out", 2) / "fovea.json").read_text())["skipped"] == {"damaged": 3}
     assert {s["uid"] for s in skipped} == {row["uid"]}
     assert sorted(s["task"] for s in skipped) == ["document", "short_caption", "vqa"]
     assert all("damaged" in s["reason"] for s in skipped)

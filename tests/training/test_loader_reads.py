@@ -29,7 +29,7 @@ from training.mixture import Mixture
 from training.node import Node, whole_shards
 from training.plan import Plan, make_plan
 from training.plan_parts import PlanConfig
-from training.skips import TooManySkipped
+from training.skips import SkipCount, TooManySkipped
 from training.stages import SkipLimit
 
 CONFIG = PlanConfig(profile="tiny", compress=True, packs=4, seq_tokens=256, pack_patches=1024, window_shards=1)
@@ -197,15 +197,16 @@ def spoilt(small: Made, name: str, share: float) -> Dataset:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_shard_that_changed_since_the_plan_ends_the_run_at_the_limit(small: Made, tmp_path: Path, workers: int) -> None:
+def test_a_shard_that_changed_since_the_plan_ends_the_run(small: Made, tmp_path: Path, workers: int) -> None:
     dataset = spoilt(small, f"changed-{tmp_path.name}-{workers}", 1.0)
     told: list[tuple[Any, ...]] = []
-    loader = small.loader(dataset, workers=workers, limit=SkipLimit(items=5, share=0.5), skipped=lambda *lost: told.append(lost))
-    worst = r"\(damaged \d+\).*allows 5 and.*source 'made' \(\d+\) and in shard v-.*train-000000\.tar \(\d+\)"
-    with pytest.raises(TooManySkipped, match=worst) as ended:
+    loader = small.loader(dataset, workers=workers, count=SkipCount(SkipLimit()), skipped=lambda *lost: told.append(lost))
+    with pytest.raises(
+        ShardError,
+        match=r"train-000000\.tar is not the shard that the dataset's manifest describes: of \d+ items that were read of it \d+ are lost",
+    ):
         list(loader.steps())
-    assert ended.value.counts == {"damaged": len(told)}
-    assert len(told) > 5
+    assert len({uid for uid, *_ in told}) >= 3
 
 
 def test_both_limits_must_be_passed(small: Made, tmp_path: Path) -> None:
@@ -215,11 +216,13 @@ def test_both_limits_must_be_passed(small: Made, tmp_path: Path) -> None:
     assert 0 < lost < items / 2
     assert [step.skipped for step in free] == [sum(len(batch.skipped) for batch in step.batches) for step in free]
     for allowed in (SkipLimit(items=lost, share=0.0), SkipLimit(items=0, share=1.0)):
-        assert len(list(small.loader(dataset, limit=allowed).steps())) == len(free)
-    with pytest.raises(TooManySkipped):
-        list(small.loader(dataset, limit=SkipLimit(items=0, share=0.0)).steps())
+        assert len(list(small.loader(dataset, count=SkipCount(allowed)).steps())) == len(free)
+    worst = r"\(damaged \d+\).*allows 0 and.*source 'made' \(\d+\) and in shard v-.*train-000000\.tar \(\d+\)"
+    with pytest.raises(TooManySkipped, match=worst) as ended:
+        list(small.loader(dataset, count=SkipCount(SkipLimit(items=0, share=0.0))).steps())
+    assert ended.value.counts.keys() == {"damaged"}
     sums = np.cumsum([step.skipped for step in free])
     seen: list[int] = []
     with pytest.raises(TooManySkipped):
-        seen.extend(step.number for step in small.loader(dataset, limit=SkipLimit(items=int(sums[0]), share=0.0)).steps())
+        seen.extend(step.number for step in small.loader(dataset, count=SkipCount(SkipLimit(items=int(sums[0]), share=0.0))).steps())
     assert seen == [step.number for step, total in zip(free, sums, strict=True) if total == sums[0]]

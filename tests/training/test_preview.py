@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +30,8 @@ from training.preview import Machine, preview, preview_stage
 from training.shapes import named_shape
 from training.stage_plan import plan_config
 from training.stages import TrainingConfig, deepspeed_json
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def config(**more: Any) -> TrainingConfig:
@@ -170,6 +174,19 @@ def test_the_command_speaks_to_people(corpus: SimpleNamespace) -> None:
     refused = CliRunner().invoke(app, [*asked, "--device", "a100"])
     assert isinstance(refused.exception, ConfigError)
     assert "a100-80g" in str(refused.exception)
+
+
+def test_nothing_of_torch_is_needed(corpus: SimpleNamespace) -> None:
+    """A plan is made where there is no torch: on a laptop, on the machine that curated."""
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys(("torch", "deepspeed"), None))
+from pipeline.cli import app
+app({["train", "tiny", "--dataset", corpus.dataset, "--tokenizer", corpus.words, "--plan", "--json"]!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[0])["stage"] == 1
 
 
 @pytest.mark.parametrize(("devices", "mfu", "price"), [(0, 0.3, None), (1, 0.0, None), (1, 1.1, None), (1, 0.3, -1.0)])

@@ -54,6 +54,7 @@ def kill_a_worker(out: Path, after: int, killed: list[int]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_changes_nothing(
     one_ray: None, corpus: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
