@@ -206,7 +206,10 @@ def main() -> None:
     with ThreadPoolExecutor(given.together) as pool:
         results = list(pool.map(do, wanted))
     if given.run is None:
-        print(table(results))
+        shown = table(results)
+        print(shown)
+        if "MISSED" in shown:
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":
