@@ -13,7 +13,8 @@ from torch import nn
 
 from tests.training import handmade
 from training.collate import LoadedItem, PackBatch
-from training.engine import Ranks, TrainingStopped, build_engine, start_ranks, train_step
+from training.engine import Ranks, TrainingStopped, build_engine, rate_factor, start_ranks, train_step
+from training.pack_loss import PackLoss
 from training.stages import StageConfig, TrainingConfig
 from training.whole import make_whole
 
@@ -67,23 +68,45 @@ def settings(folder: Path, zero: int) -> str:
     return str(path)
 
 
-def run(ranks: Ranks, one: StageConfig, deepspeed: str, start: nn.Module, broken: bool = False, **of_model: Any) -> dict[str, Any]:
-    """STEPS steps on this rank's pack; then, `broken`, one whose gradient is infinite on rank 1 alone."""
+def run(
+    ranks: Ranks, one: StageConfig, deepspeed: str, start: nn.Module, broken: bool = False, steps: int = STEPS, **of_model: Any
+) -> dict[str, Any]:
+    """So many steps on this rank's pack; then, `broken`, one whose gradient is infinite on rank 1 alone."""
     engine = build_engine(start, one, config(one, deepspeed, **of_model), ranks)
     engine.module.labelled_loss.rows = ROWS
     mine = batches()[ranks.rank :: ranks.world]
-    steps = [asdict(train_step(engine, one, mine, step, STEPS)) for step in range(STEPS)]
-    found: dict[str, Any] = {"steps": steps}
+    found: dict[str, Any] = {"steps": [asdict(train_step(engine, one, mine, step, steps)) for step in range(steps)]}
     if broken:
         if ranks.rank == 1:
             learns = next(p for p in engine.module.parameters() if p.requires_grad)
             learns.register_hook(lambda gradient: gradient * float("inf"))
         try:
-            train_step(engine, one, mine, STEPS, STEPS + 1)
+            train_step(engine, one, mine, steps, steps + 1)
         except TrainingStopped as stopped:
             found["stopped"] = str(stopped)
     make_whole(engine)
     return found
+
+
+def plain(kind: str = "token", tied: bool = True, steps: int = STEPS) -> tuple[list[float], list[float], nn.Module]:
+    """The same steps by PyTorch alone, every item a forward pass of its own: (losses, norms before clipping, model)."""
+    one, learner = stage(), model(tied)
+    loss_of = PackLoss(learner)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=0.0, weight_decay=0.0)
+    losses, norms = [], []
+    for step in range(steps):
+        optimizer.zero_grad()
+        alone = [loss_of(handmade.packed([item])) for pack in items() for item in pack]
+        counts = torch.tensor([float(len(tokens)) for _, tokens in alone])
+        share = {"token": counts, "sample": torch.ones_like(counts), "sqrt": counts.sqrt()}[kind]
+        loss = (torch.stack([total for total, _ in alone]) / counts * share).sum() / share.sum()
+        loss.backward()
+        norms.append(float(nn.utils.clip_grad_norm_(learner.parameters(), one.clip)))
+        losses.append(float(loss.detach()))
+        for group in optimizer.param_groups:
+            group["lr"] = RATES["llm"] * rate_factor(step, steps, one.warmup_ratio, one.schedule)
+        optimizer.step()
+    return losses, norms, learner
 
 
 def main(words: Sequence[str]) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
+import torch
 from torch import nn
+from torch.nn import functional
 
 from training.collate import ItemName, LoadedItem, LoadedMedium, PackBatch, collate
 from training.model import build_tiny
@@ -50,3 +55,23 @@ def packs(count: int, seed: int = 0) -> list[PackBatch]:
     kinds = ("image", "text", "video", "image")
     mixed = [packed([item(kind, seed + 10 * p + k) for k, kind in enumerate(kinds)]) for p in range(count - 1)]
     return [*mixed, packed([item("text", seed + 900 + k) for k in range(3)])]
+
+
+def one_by_one(model: Any, items: Iterable[LoadedItem]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(loss of each labelled token, gradient of their sum by parameter), each item by itself through transformers' own forward."""
+    tokens = []
+    for each in items:
+        alone = packed([each])
+        logits = model(**alone.model_inputs(), use_cache=False).logits[0, :-1]
+        losses = functional.cross_entropy(logits, alone.labels[0, 1:], reduction="none", ignore_index=-100)
+        tokens.append(losses[alone.labels[0, 1:] != -100])
+    together = torch.cat(tokens)
+    together.sum().backward()
+    return together.detach(), whole_gradients(model)
+
+
+def whole_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The gradient of every parameter; none may be without."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert len(found) == len(list(model.parameters()))
+    return found

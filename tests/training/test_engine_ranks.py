@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training import forked, hand_zero, handmade
-from training.engine import rate_factor
+from tests.training import forked, hand_zero
 from training.model import parts
 from training.pack_loss import PackLoss
 
@@ -35,30 +34,9 @@ def weights(runs: Path, name: str, rank: int = 0) -> dict[str, torch.Tensor]:
     return torch.load(runs / str(rank) / f"{name}.pt", weights_only=True)
 
 
-def plain(kind: str = "token", tied: bool = True) -> tuple[list[float], list[float], nn.Module]:
-    """The same steps by PyTorch alone, every item a forward pass of its own: (losses, norms before clipping, model)."""
-    one, model = hand_zero.stage(), hand_zero.model(tied)
-    loss_of = PackLoss(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
-    losses, norms = [], []
-    for step in range(hand_zero.STEPS):
-        optimizer.zero_grad()
-        alone = [loss_of(handmade.packed([item])) for items in hand_zero.items() for item in items]
-        counts = torch.tensor([float(len(tokens)) for _, tokens in alone])
-        share = {"token": counts, "sample": torch.ones_like(counts), "sqrt": counts.sqrt()}[kind]
-        loss = (torch.stack([total for total, _ in alone]) / counts * share).sum() / share.sum()
-        loss.backward()
-        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), one.clip)))
-        losses.append(float(loss.detach()))
-        for group in optimizer.param_groups:
-            group["lr"] = hand_zero.RATES["llm"] * rate_factor(step, hand_zero.STEPS, one.warmup_ratio, one.schedule)
-        optimizer.step()
-    return losses, norms, model
-
-
 @pytest.fixture(scope="module")
 def reference() -> tuple[list[float], list[float], nn.Module]:
-    return plain()
+    return hand_zero.plain()
 
 
 @pytest.mark.parametrize("name", ["fp32-0", "fp32-1", "fp32-2", "fp32-3", "offload-2", "offload-3"])
@@ -67,12 +45,12 @@ def test_every_stage_takes_the_steps_of_plain_pytorch(runs: Path, reference: tup
 
 
 def test_an_untied_head_learns_under_zero_3_with_activations_made_twice(runs: Path) -> None:
-    _same_steps(runs, "untied-3", plain(tied=False))
+    _same_steps(runs, "untied-3", hand_zero.plain(tied=False))
 
 
 @pytest.mark.parametrize("kind", ["sample", "sqrt"])
 def test_items_weigh_as_the_stage_says_over_all_ranks(runs: Path, kind: str) -> None:
-    _same_steps(runs, kind, plain(kind))
+    _same_steps(runs, kind, hand_zero.plain(kind))
 
 
 def _same_steps(runs: Path, name: str, expected: tuple[list[float], list[float], nn.Module]) -> None:

@@ -12,7 +12,7 @@ from transformers import modeling_flash_attention_utils
 
 from shards.errors import ConfigError
 from tests.training import handmade
-from tests.training.handmade import item, packed
+from tests.training.handmade import item, packed, whole_gradients
 from training import attention
 from training.attention import FLASH, PIECEWISE, chosen_attention, use_attention
 from training.pack_loss import PackLoss, item_lengths
@@ -22,29 +22,10 @@ KINDS = ("image", "text", "images", "video", "video", "image", "text")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def whole_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    found = gradients(model)
-    assert len(found) == len(list(model.parameters()))
-    return found
-
-
 @pytest.fixture(scope="module")
 def separate() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(loss of each labelled token, gradient of their sum), each item by itself through transformers' own forward."""
-    model: Any = handmade.model()
-    tokens = []
-    for n, kind in enumerate(KINDS):
-        alone = packed([item(kind, n)])
-        logits = model(**alone.model_inputs(), use_cache=False).logits[0, :-1]
-        losses = functional.cross_entropy(logits, alone.labels[0, 1:], reduction="none", ignore_index=-100)
-        tokens.append(losses[alone.labels[0, 1:] != -100])
-    together = torch.cat(tokens)
-    together.sum().backward()
-    return together.detach(), whole_gradients(model)
+    return handmade.one_by_one(handmade.model(), [item(kind, n) for n, kind in enumerate(KINDS)])
 
 
 @pytest.fixture
