@@ -104,7 +104,7 @@ def test_the_numbers_are_those_of_both_ranks(runs: Path) -> None:
     own = ("rank_seconds", "pack_seconds", "seconds")
     assert {k: v for k, v in first.items() if k not in own} == {k: v for k, v in second.items() if k not in own}
     packs = hand_zero.batches()
-    assert (first["packs"], first["items"]) == (2, 7)
+    assert (first["packs"], first["samples"]) == (2, 7)
     for count in ("tokens", "labelled", "patches", "visual", "kept"):
         assert first[count] == sum(getattr(pack.counts, count) for pack in packs)
     assert first["visual"] > first["kept"]
