@@ -107,6 +107,17 @@ def tensor_files(folder: Path) -> list[Path]:
     raise InfrastructureError(f"{folder}: no model.safetensors and no model.safetensors.index.json; download the checkpoint")
 
 
+def whole_files(folder: Path) -> list[Path]:
+    """`tensor_files`, each of them as long as its header says. Raises as it does, and InfrastructureError for one that is torn."""
+    from safetensors import safe_open
+
+    found = tensor_files(folder)
+    for path in found:
+        with _opened(safe_open, path):
+            pass
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InfrastructureError naming the file."""
     try:
