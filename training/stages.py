@@ -19,6 +19,8 @@ PART_NAMES = ("vision_encoder", "projector", "llm")
 PartName = Literal["vision_encoder", "projector", "llm"]
 NonNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Budget = Annotated[int, Field(gt=0, lt=2**31)]  # of a pack
+Packs = Annotated[int, Field(gt=0, le=1_000_000)]  # of a step: it is made of them even where a dataset has fewer
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # torch's, with room for what is added for a step and a rank
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -132,9 +134,9 @@ class StepSize(BaseModel):
 
     model_config = _STRICT
 
-    packs: PositiveInt | None = None
-    samples: PositiveInt | None = None
-    divisible_by: PositiveInt = 1
+    packs: Packs | None = None
+    samples: Annotated[int, Field(gt=0, le=100_000_000)] | None = None
+    divisible_by: Packs = 1
 
     @model_validator(mode="after")
     def _one_of_both(self) -> StepSize:
@@ -190,8 +192,8 @@ class StageConfig(BaseModel):
     steps: PositiveInt | None = None
     step: StepSize
     loss: Literal["token", "sample", "sqrt"] = "token"
-    seq_tokens: PositiveInt
-    pack_patches: PositiveInt
+    seq_tokens: Budget
+    pack_patches: Budget
     too_long: Literal["leave_out", "refuse"] = "leave_out"
     window_shards: PositiveInt = 64
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
