@@ -135,7 +135,10 @@ def _opened(safe_open: Any, path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
-        raise InfrastructureError(f"{path}: cannot be read ({error}); download the checkpoint again") from error
+        raise InfrastructureError(
+            f"{path}: cannot be read ({error}); download the checkpoint again or, if a stage of yours wrote it, delete the folder of "
+            "that stage and of later ones and train them again"
+        ) from error
 
 
 def _tied(model: nn.Module, homes: dict[str, nn.Parameter]) -> dict[str, str]:
