@@ -36,8 +36,12 @@ Overrides = Annotated[
 RunDir = Annotated[str, typer.Option("--run", help="The run directory: a path or an fsspec URL.")]
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 def main() -> NoReturn:
-    """Entry point of the command `fovea`. Exit codes: 0 done, 1 an error the message explains, 2 wrong usage, 3 samples pending."""
+    """Entry point of the command `fovea`. Exit codes: 0 done, 1 an error the message explains, 2 wrong usage, 3 samples pending, 130
+    stopped by Ctrl-C, 143 by SIGTERM."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err, show_path=False, show_time=False)])
     logging.getLogger("fovea").setLevel(logging.INFO)
     try:
@@ -46,9 +50,10 @@ def main() -> NoReturn:
         err.print(f"[red]{type(error).__name__}[/]: ", end="")
         err.print(str(error), markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("stopped; what was committed is kept, the same command goes on from there")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            err.print("stopped; what was committed is kept, the same command goes on from there")
+        raise
     sys.exit(0)
 
 

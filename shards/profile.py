@@ -56,7 +56,10 @@ class Profile:
             if type(value) not in (int, float) or not 0 <= value < float("inf") or (name == "fps" and value == 0):
                 raise ProfileError(f"profile {self.name!r}: {name} must be a positive number, not {value!r}")
             object.__setattr__(self, name, float(value))  # 1 and 1.0 are one profile, so they must digest alike
-        object.__setattr__(self, "report_thresholds", tuple(float(value) for value in self.report_thresholds))
+        try:
+            object.__setattr__(self, "report_thresholds", tuple(float(value) for value in self.report_thresholds))
+        except (TypeError, ValueError) as error:
+            raise ProfileError(f"profile {self.name!r}: report_thresholds must be numbers, not {self.report_thresholds!r}") from error
 
     @property
     def digest(self) -> str:
@@ -70,14 +73,19 @@ def load_profile(name_or_path: str, tokenizer_digest: str) -> Profile:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ProfileError(f"no profile file {path}")
-        text, where = path.read_text("utf-8"), str(path)
+        text, where = path.read_bytes(), str(path)
     else:
         entry = resources.files("configs.profiles") / f"{name_or_path}.yaml"
         if not entry.is_file():
             known = sorted(e.name[:-5] for e in resources.files("configs.profiles").iterdir() if e.name.endswith(".yaml"))
             raise ProfileError(f"no profile {name_or_path!r}; known: {', '.join(known)}, or a path to a .yaml file")
-        text, where = entry.read_text("utf-8"), f"configs/profiles/{name_or_path}.yaml"
-    values = yaml.safe_load(text) or {}
+        text, where = entry.read_bytes(), f"configs/profiles/{name_or_path}.yaml"
+    try:
+        values = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ProfileError(f"{where}: not YAML: {error}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ProfileError(f"{where}: a profile is a mapping of {', '.join(Profile.__slots__)}")
     unknown = set(values) - set(Profile.__slots__)
     if unknown:
         raise ProfileError(f"{where}: unknown keys {sorted(unknown)}; a profile has {sorted(set(Profile.__slots__))}")

@@ -24,9 +24,12 @@ _QWEN_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer as its tokenizer.json says. Raises ConfigError where there is none or a special token is missing."""
+    """The tokenizer as its tokenizer.json says. Raises ConfigError where there is none, or a damaged one, or a special token is missing."""
     _read(directory)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:  # the library's own errors are plain Exceptions
+        raise ConfigError(f"{directory}: its tokenizer cannot be read ({_said(error)}); get its files again") from error
     known = tokenizer.get_added_vocab()
     missing = [token for token in SPECIALS if token not in known]
     if missing:
@@ -49,7 +52,17 @@ def text_only(tokenizer: Any) -> Tokenizer:
 def tokenizer_digest(directory: str | Path) -> str:
     """16 hex digits over what decides token ids: vocabulary, merges, normalizer, pre-tokenizer, added tokens. Not over how the file is
     laid out, templates or settings for padding. Raises ConfigError."""
-    value = _read(directory)
+    try:
+        return _digest(_read(directory))
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        raise ConfigError(f"{directory}: its tokenizer.json is damaged ({_said(error)}); get its files again") from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def _digest(value: dict[str, Any]) -> str:
     model = dict(value["model"])
     vocabulary = sorted(model.pop("vocab").items(), key=lambda entry: entry[1])
     merges = [pair.split(" ") if isinstance(pair, str) else list(pair) for pair in model.pop("merges", [])]
@@ -96,6 +109,6 @@ def _read(directory: str | Path) -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is no JSON: {error}") from error
-    if not isinstance(value, dict) or "model" not in value or "vocab" not in value["model"]:
+    if not isinstance(value, dict) or not isinstance(value.get("model"), dict) or "vocab" not in value["model"]:
         raise ConfigError(f"{path} is no tokenizer of the `tokenizers` library")
     return value

@@ -123,7 +123,10 @@ def _impure(where: str) -> tuple[str, ...]:
     every rank: whether an item is in must depend on nothing else. Empty for what is no predicate, which is said elsewhere."""
     connection = duckdb.connect(":memory:", config={"enable_external_access": "false", "threads": "1"})
     try:
-        said = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT 1 WHERE ({where}\n)"]).fetchone()
+        said, plain = (
+            json.loads(connection.execute("SELECT json_serialize_sql(?)", [f"SELECT 1 WHERE ({predicate}\n)"]).fetchall()[0][0])
+            for predicate in (where, "true")
+        )
         changing = connection.execute(
             "SELECT lower(function_name) FROM duckdb_functions() "
             "GROUP BY 1 HAVING bool_or(coalesce(stability, 'CONSISTENT') <> 'CONSISTENT')"
@@ -132,7 +135,9 @@ def _impure(where: str) -> tuple[str, ...]:
         connection.close()
     called: set[str] = set()
     found: set[str] = set()
-    stack: list[Any] = [json.loads(said[0]) if said else {}]
+    if _around(said) != _around(plain):
+        found.add("more than the rows it is true for (a bracket closes what it did not open)")
+    stack: list[Any] = [said]
     while stack:
         node = stack.pop()
         if isinstance(node, dict):
@@ -145,6 +150,12 @@ def _impure(where: str) -> tuple[str, ...]:
         elif isinstance(node, list):
             stack += node
     return tuple(sorted(found | called & ({name for (name,) in changing} | _CLOCKS)))
+
+
+def _around(parsed: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parsed statements without their predicates."""
+    nodes = [statement["node"] for statement in parsed.get("statements", ())]
+    return [{name: value for name, value in node.items() if name != "where_clause"} for node in nodes]
 
 
 def _cells(items: pa.Table) -> tuple[tuple[tuple[str, str], ...], np.ndarray]:

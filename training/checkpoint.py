@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ log = logging.getLogger("fovea")
 
 CHECKPOINT_FORMAT = "fovea-checkpoint/2"
 _UNIVERSAL = "universal"
+_STEP = re.compile(r"step-([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def latest_state(folder: Path) -> tuple[Path, TrainState] | None:
     if not whole:
         return None
     pointer = folder / "latest"
-    named = folder / pointer.read_text("utf-8").strip() if pointer.is_file() else whole[-1]
+    named = folder / pointer.read_text("utf-8", "replace").strip() if pointer.is_file() else whole[-1]
     # A kill between the directory's appearance and the pointer leaves the pointer behind by one; both are whole, either is right.
     chosen = named if named in whole else whole[-1]
     note = _note(chosen)
@@ -284,13 +286,14 @@ def finished(out: Path, stage: int, stage_digest: str) -> dict[str, Any] | None:
 
 def _saved(folder: Path) -> list[Path]:
     """The whole checkpoints of a stage, the newest last."""
-    return sorted((p for p in folder.glob("step-*") if (p / "state.json").is_file()), key=lambda path: int(path.name.removeprefix("step-")))
+    named = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step-*"))  # a copy under another name is none of ours
+    return [path for _, path in sorted((int(name[1]), path) for name, path in named if name and (path / "state.json").is_file())]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise InfrastructureError(f"{path}: damaged ({error}); delete its directory to continue from the one before") from error
     if not isinstance(values, dict):
         raise InfrastructureError(f"{path}: damaged (a JSON object was expected); delete its directory")

@@ -24,6 +24,8 @@ def load_training_config(path_or_name: str | Path) -> TrainingConfig:
         twice = _written_twice(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply, or an alias (*name) lies within what it names; write it out") from None
     if twice is not None:
         raise ConfigError(f"{where}:{twice[1]}: {twice[0]} is written twice; keep one of the two")
     if not isinstance(values, dict):
@@ -32,6 +34,8 @@ def load_training_config(path_or_name: str | Path) -> TrainingConfig:
         config = TrainingConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_for_people(where, text, e) for e in error.errors(include_url=False))) from None
+    if place := _truth_for_number(values, config.model_dump()):
+        raise ConfigError(f"{where}:{_line_of(text, place)}: {'.'.join(place)}: a number is wanted, not true or false")
     for number, block in values["stages"].items():
         if block.get("steps") is not None and "epochs" in block:
             line = _line_of(text, ["stages", str(number), "epochs"])
@@ -42,20 +46,26 @@ def load_training_config(path_or_name: str | Path) -> TrainingConfig:
 def _config_text(path_or_name: str) -> tuple[str, str]:
     path = Path(path_or_name)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(f"no training config {path}")
         try:
             return path.read_text("utf-8"), str(path)
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+        except OSError as error:
+            shipped = f"; to use the one that ships with fovea: {path.stem}" if path.stem in _shipped() else ""
+            raise ConfigError(f"no training config {path}: {error.strerror or error}{shipped}") from None
     folder = resources.files("configs.training")
     entry = folder / f"{path_or_name}.yaml"
-    if not entry.is_file():
-        known = sorted(e.name[:-5] for e in folder.iterdir() if e.name.endswith(".yaml"))
+    known = _shipped()
+    if path_or_name not in known:
         raise ConfigError(
             f"no training config {path_or_name!r}{close_to(path_or_name, known)}; known: {', '.join(known)}, or a path to a .yaml file"
         )
     return entry.read_text("utf-8"), f"configs/training/{path_or_name}.yaml"
+
+
+def _shipped() -> list[str]:
+    """Names of the configs that come with the package."""
+    return sorted(e.name[:-5] for e in resources.files("configs.training").iterdir() if e.name.endswith(".yaml"))
 
 
 def _for_people(where: str, text: str, error: Any) -> str:
@@ -87,6 +97,20 @@ def _kinds(annotation: Any) -> list[Any]:
     if get_origin(annotation) in (Union, types.UnionType):
         return [kind for inner in get_args(annotation) for kind in _kinds(inner)]
     return _kinds(get_args(annotation)[1]) if get_origin(annotation) is dict else [annotation]
+
+
+def _truth_for_number(given: Any, taken: Any) -> list[str]:
+    """Where the file says true, false, yes or on and a number was `taken`: `train: {llm: true}` would be a learning rate of 1."""
+    if not (isinstance(given, dict) and isinstance(taken, dict)):
+        return []
+    values = {str(key): value for key, value in taken.items()}
+    for key, value in given.items():
+        there = values.get(str(key))
+        if isinstance(key, bool) or (isinstance(value, bool) and isinstance(there, int | float) and not isinstance(there, bool)):
+            return [str(key)]
+        if inner := _truth_for_number(value, there):
+            return [str(key), *inner]
+    return []
 
 
 def _line_of(text: str, place: list[str]) -> int | None:

@@ -47,6 +47,18 @@ def replace_text(path: Path, text: str) -> None:
         sync(path.parent)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Makes the file's directory and a scratch file in it, which goes again: what is written after hours is refused before them. Errors as
+    in `writing`."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a directory")
+        scratch.touch()
+        scratch.unlink()
+
+
 def append_line(path: Path, text: str) -> None:
     """Adds `text` and the end of its line to the file, which is made with its directory. Errors as in `writing`.
 

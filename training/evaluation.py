@@ -13,6 +13,7 @@ from shards.items import TASKS
 from shards.media import Limits
 from shards.places import PlacesReader
 from training.answers import Answer, Answers, Progress, Score, answer_all, score_answers, wanted_metrics, write_answers
+from training.durable import refuse_unwritable
 from training.evaluate import HeldOut, evaluate
 from training.generate import Bounds
 from training.questions import INDEXES, Asker, Failed
@@ -82,6 +83,8 @@ def score_checkpoint(
             raise ConfigError(f"gold answers of an unknown task {task!r}{close_to(task, TASKS)}; tasks are {', '.join(TASKS)}")
     opened.manifest.of_split(split)  # said before anything is loaded
     ranks = start_ranks()
+    if out is not None:
+        agreed(ranks, lambda: refuse_unwritable(Path(out)) if ranks.rank == 0 else None)
 
     def load() -> Subject:
         return load_subject(checkpoint, profile=profile, compress=compress, tokenizer=tokenizer, precision=precision)

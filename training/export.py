@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import ConfigError, InfrastructureError
+from training.durable import publish, writing
+from training.tensors import read_json, whole_files
 
 log = logging.getLogger("fovea")
 
 _PROCESSOR_THRESHOLD = 0.05  # grey levels; fixed in transformers' video processor (0.1 on pixels normalised with std 0.5)
-_WEIGHTS = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+_SETTINGS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 # The prompt of shards.chat in transformers' terms. The processor puts kept tokens, and a frame's time before them, where the placeholders
 # stand. A medium is followed by one line break, unless the text after it brings its own.
@@ -38,31 +40,54 @@ CHAT_TEMPLATE = (
 
 
 def export(checkpoint: str | Path, out: str | Path) -> Path:
-    """Writes `out` from the weights of a finished stage (`…/checkpoints/stage<k>/final`). Returns `out`.
+    """Writes `out` from the weights of a finished stage (`…/checkpoints/stage<k>/final`), whole or not at all. Returns `out`.
 
     `VideoLlama3ForConditionalGeneration.from_pretrained(out)` and `AutoProcessor.from_pretrained(out)` then load it, without this project.
     The processor's budget is that of a single picture or clip, and its resizing is transformers' own: docs/stages.md has the differences.
-    Raises ConfigError where `out` is in the way and InfrastructureError where `checkpoint` is no finished stage.
+    Raises ConfigError where `out` is in the way; InfrastructureError where `checkpoint` is no finished stage or has torn files, and where
+    the disk does not take `out`.
     """
     source, target = Path(checkpoint), Path(out).resolve()
-    note = source / "fovea.json"
-    if not note.is_file():
-        raise InfrastructureError(f"{source}: no finished stage (there is no fovea.json); give …/checkpoints/stage<k>/final")
+    facts = _facts(source)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is {'not empty' if target.is_dir() else 'a file'}; give a new directory")
-    facts = json.loads(note.read_text("utf-8"))
+    files = [*whole_files(source), *(source / name for name in _SETTINGS if (source / name).is_file())]
+    made = processor(source, facts["profile"], facts["compress"])
     scratch = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.name in _WEIGHTS or path.suffix == ".safetensors":
-            shutil.copyfile(path, scratch / path.name)
-    processor(source, facts["profile"], facts["compress"]).save_pretrained(scratch)
-    (scratch / "fovea.json").write_text(json.dumps(facts, indent=1), "utf-8")
-    if target.exists():
-        target.rmdir()
-    scratch.rename(target)
+    with writing(target):
+        shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed
+        try:
+            scratch.mkdir(parents=True)
+            for path in files:
+                shutil.copyfile(path, scratch / path.name)
+            _save(made, scratch)
+            (scratch / "fovea.json").write_text(json.dumps(facts, indent=1), "utf-8")
+            if target.exists():
+                target.rmdir()
+            publish(scratch, target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
     return target
+
+
+def _facts(source: Path) -> dict[str, Any]:
+    for name in ("fovea.json", "config.json"):
+        if not (source / name).is_file():
+            raise InfrastructureError(f"{source}: no finished stage (there is no {name}); give …/checkpoints/stage<k>/final")
+    facts = read_json(source / "fovea.json")
+    if not isinstance(facts.get("profile"), dict) or "compress" not in facts:
+        raise InfrastructureError(f"{source / 'fovea.json'} does not say profile and compress; give …/checkpoints/stage<k>/final as it was")
+    return facts
+
+
+def _save(made: Any, folder: Path) -> None:
+    try:
+        made.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers tells a full disk by a plain Exception, without its number
+        raise OSError(str(error)) from error
 
 
 def processor(tokenizer_dir: Path, profile: Mapping[str, Any], compress: bool) -> Any:

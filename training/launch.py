@@ -234,18 +234,21 @@ class _Work:
         )
 
     def _before(self, number: int, model: nn.Module, profile: Profile) -> float | None:
-        """Held-out loss at the start of the stage; noted, for a stage that is continued has it no more."""
+        """Held-out loss at the start of the stage; noted, for a stage that is continued tells it no more."""
         note = stage_dir(self.out, number) / "before.json"
 
-        def noted() -> dict[str, float | None] | None:
-            there = latest_state(stage_dir(self.out, number)) is not None and note.is_file()
-            return json.loads(note.read_text("utf-8")) if there else None
+        def noted() -> tuple[bool, dict[str, float | None] | None]:
+            begun = latest_state(stage_dir(self.out, number)) is not None
+            return begun, _loss_noted(note) if begun else None
 
-        if (found := from_first(self.ranks, noted)) is not None:
+        begun, found = from_first(self.ranks, noted)
+        if found is not None:
             return found["loss"]
-        self.metrics.forget_after(number, -1)
+        if not begun:
+            self.metrics.forget_after(number, -1)
         held_out = self._held_out(number, model, profile)
-        self._write(number, 0, held_out)
+        if not begun:
+            self._write(number, 0, held_out)
         loss = None if held_out is None else held_out.loss
         agreed(self.ranks, lambda: replace_text(note, json.dumps({"loss": loss})) if self.ranks.rank == 0 else None)
         return loss
@@ -270,6 +273,18 @@ class _Work:
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a tokenizer's directory that are kept beside weights."""
     return sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt", ".jinja") and p.is_file() and p.name != "config.json")
+
+
+def _loss_noted(note: Path) -> dict[str, float | None] | None:
+    """None where there is no note, or a damaged one: it is measured again then."""
+    try:
+        found: dict[str, float | None] = json.loads(note.read_text("utf-8"))
+        return {"loss": found["loss"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s: damaged (%s); the loss before the stage is measured again", note, error)
+        return None
 
 
 def _started_again() -> bool:

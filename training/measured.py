@@ -123,9 +123,9 @@ def read_packs(folder: Path) -> tuple[list[PackRecord], str]:
 
 
 def _groups(path: Path) -> list[tuple[dict[str, Any], list[tuple[np.ndarray, float]]]]:
-    """(header, its packs) for each start that a file tells of; a line torn by a kill, which is no JSON, is left out."""
+    """(header, its packs) for each start that a file tells of; a line torn by a kill or a disk, which is no JSON, is left out."""
     groups: list[tuple[dict[str, Any], list[tuple[np.ndarray, float]]]] = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
         try:
             record = json.loads(line)
         except ValueError:

@@ -140,8 +140,8 @@ def _cell_shares(census: Census, mixture: Mixture) -> list[float | None]:
 def _shares(there: set[str], kind: str, shares: Mapping[str, float], absent: str) -> dict[str, float]:
     """Positive shares that add up to one, each of which has items."""
     bad = {name: share for name, share in shares.items() if not (np.isfinite(share) and share >= 0)}
-    if bad or not any(shares.values()):
-        raise ConfigError(f"mixture.{kind}s: shares are numbers ≥ 0, one of them > 0; got {dict(shares)}")
+    if bad or not any(shares.values()) or not np.isfinite(sum(shares.values())):
+        raise ConfigError(f"mixture.{kind}s: shares are numbers ≥ 0 of a finite sum, one of them > 0; got {dict(shares)}")
     missing = sorted(name for name, share in shares.items() if share > 0 and name not in there)
     if missing and (absent == "refuse" or not there & {name for name, share in shares.items() if share > 0}):
         raise ConfigError(f"mixture.{kind}s: no items for {', '.join(missing)}; the selection has {', '.join(sorted(there))}")

@@ -18,6 +18,10 @@ from shards.sample import digest_of
 PART_NAMES = ("vision_encoder", "projector", "llm")
 PartName = Literal["vision_encoder", "projector", "llm"]
 NonNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Budget = Annotated[int, Field(gt=0, lt=2**31)]  # of a pack
+Packs = Annotated[int, Field(gt=0, le=1_000_000)]  # of a step: it is made of them even where a dataset has fewer
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # torch's, with room for what is added for a step and a rank
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -35,6 +39,13 @@ class TinyShape(BaseModel):
     vision_heads: PositiveInt = 4
     patch: PositiveInt = 14
     init_range: PositiveFloat = 0.06
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TinyShape:
+        for whole, heads in (("hidden", "heads"), ("vision_hidden", "vision_heads"), ("heads", "kv_heads")):
+            if getattr(self, whole) % getattr(self, heads):
+                raise ValueError(f"{whole} {getattr(self, whole)} is no multiple of {heads} {getattr(self, heads)}")
+        return self
 
 
 class ModelConfig(BaseModel):
@@ -123,9 +134,9 @@ class StepSize(BaseModel):
 
     model_config = _STRICT
 
-    packs: PositiveInt | None = None
-    samples: PositiveInt | None = None
-    divisible_by: PositiveInt = 1
+    packs: Packs | None = None
+    samples: Annotated[int, Field(gt=0, le=100_000_000)] | None = None
+    divisible_by: Packs = 1
 
     @model_validator(mode="after")
     def _one_of_both(self) -> StepSize:
@@ -181,15 +192,15 @@ class StageConfig(BaseModel):
     steps: PositiveInt | None = None
     step: StepSize
     loss: Literal["token", "sample", "sqrt"] = "token"
-    seq_tokens: PositiveInt
-    pack_patches: PositiveInt
+    seq_tokens: Budget
+    pack_patches: Budget
     too_long: Literal["leave_out", "refuse"] = "leave_out"
     window_shards: PositiveInt = 64
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
     weight_decay: NonNegative = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: NonNegative = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -214,7 +225,7 @@ class TrainingConfig(BaseModel):
 
     name: str
     model: ModelConfig = ModelConfig()
-    seed: int = 42
+    seed: Seed = 42
     stages: dict[PositiveInt, StageConfig] = Field(min_length=1)
 
     dataset: str | None = None
@@ -246,9 +257,12 @@ def deepspeed_json(path_or_name: str) -> dict[str, Any]:
         raise ConfigError(f"deepspeed: no settings {path_or_name!r}; name a file of configs/deepspeed or a path to a .json file")
     try:
         values = json.loads(entry.read_text("utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{entry}: not JSON: {error}") from error
-    stage = values.get("zero_optimization", {}).get("stage", 0)
+    zero = values.get("zero_optimization", {}) if isinstance(values, dict) else None
+    if not isinstance(zero, dict):
+        raise ConfigError(f"{entry}: DeepSpeed's settings are a JSON object, and so is `zero_optimization` in it")
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise ConfigError(f"{entry}: zero_optimization.stage is {stage}; 0, 1, 2 and 3 are supported")
     return values

@@ -107,6 +107,17 @@ def tensor_files(folder: Path) -> list[Path]:
     raise InfrastructureError(f"{folder}: no model.safetensors and no model.safetensors.index.json; download the checkpoint")
 
 
+def whole_files(folder: Path) -> list[Path]:
+    """`tensor_files`, each of them as long as its header says. Raises as it does, and InfrastructureError for one that is torn."""
+    from safetensors import safe_open
+
+    found = tensor_files(folder)
+    for path in found:
+        with _opened(safe_open, path):
+            pass
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InfrastructureError naming the file."""
     try:
@@ -124,7 +135,10 @@ def _opened(safe_open: Any, path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
-        raise InfrastructureError(f"{path}: cannot be read ({error}); download the checkpoint again") from error
+        raise InfrastructureError(
+            f"{path}: cannot be read ({error}); download the checkpoint again or, if a stage of yours wrote it, delete the folder of "
+            "that stage and of later ones and train them again"
+        ) from error
 
 
 def _tied(model: nn.Module, homes: dict[str, nn.Parameter]) -> dict[str, str]:

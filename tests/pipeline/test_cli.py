@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipeline import cli
 from pipeline.cli import app
 from tests.pipeline.small import ask, environment, fovea, pictures, recipe
 
@@ -147,3 +148,15 @@ def test_plan_is_readable(rich_run: Path) -> None:
     assert "7 kept + 2 rejected + 2 errored + 0 split + 0 pending = 11" in result.output
     boxes = [line for line in result.output.splitlines() if line.startswith(("│", "┃"))]
     assert len({len(line) for line in boxes}) == 1
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.doctor.examine", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fovea", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err

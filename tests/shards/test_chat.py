@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +268,26 @@ def test_missing_tokenizers_are_named(tmp_path: Path, small: Any) -> None:
         (tmp_path / name).unlink(missing_ok=True)
     with pytest.raises(ConfigError, match=r"lacks <\|image_pad\|>"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", lambda value: value.update(model=None)),
+        ("tokenizer.json", lambda value: value["model"].update(vocab=[1])),
+        ("tokenizer.json", lambda value: value["model"].update(merges=[["never", "seen"]])),
+        ("tokenizer.json", lambda value: value.update(added_tokens=[{"x": 1}])),
+        ("tokenizer_config.json", None),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, change: Callable[[dict[str, Any]], None] | None, name: str) -> None:
+    train_tokenizer(["some words"], tmp_path, 300)
+    value = json.loads((tmp_path / name).read_text("utf-8"))
+    if change is not None:
+        change(value)
+    (tmp_path / name).write_text(json.dumps(value) if change is not None else "{", "utf-8")
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        load_tokenizer(tmp_path)
+    if change is not None and "never" not in json.dumps(value):
+        with pytest.raises(ConfigError, match=str(tmp_path)):
+            tokenizer_digest(tmp_path)

@@ -183,3 +183,10 @@ def test_profiles_are_checked_and_digested_by_value() -> None:
     assert load_profile("videollama3_video", "-").image_merge == 2
     with pytest.raises(ProfileError, match=r"no profile 'nothing'; known: tiny, tiny_video, videollama3"):
         load_profile("nothing", "-")
+
+
+@pytest.mark.parametrize("text", [b"patch: [1", b"- patch", b"\xff\xfe\x00", b"1: 2", b"report_thresholds: [a]", b"report_thresholds: 3"])
+def test_a_file_that_is_no_profile_is_told_so(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "mine.yaml").write_bytes(text)
+    with pytest.raises(ProfileError, match=r"mine\.yaml|report_thresholds"):
+        load_profile(str(tmp_path / "mine.yaml"), "-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -168,9 +169,13 @@ def test_the_newest_whole_checkpoint_is_found_where_the_pointer_is_behind_or_gon
     assert latest_state(tmp_path)[1].step == 2
     (tmp_path / "latest").write_text("step-000009")
     assert latest_state(tmp_path)[1].step == 4
-    (tmp_path / "step-000004" / "state.json").write_text("{")
-    with pytest.raises(InfrastructureError, match="damaged"):
-        latest_state(tmp_path)
+    (tmp_path / "latest").write_bytes(b"\xff\x00")
+    shutil.copytree(tmp_path / "step-000004", tmp_path / "step-000005-kept")
+    assert latest_state(tmp_path)[1].step == 4, "a copy that somebody has laid aside is not the newest"
+    for damaged in (b"{", b"\xff", b"[]"):
+        (tmp_path / "step-000004" / "state.json").write_bytes(damaged)
+        with pytest.raises(InfrastructureError, match="damaged"):
+            latest_state(tmp_path)
 
 
 def test_a_finished_stage_of_another_config_is_refused(whole: Path) -> None:

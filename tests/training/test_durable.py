@@ -22,7 +22,7 @@ from training import checkpoint, skips, wandb_board
 from training.answers import write_answers
 from training.checkpoint import final_dir, forget_states, latest_state, stage_dir
 from training.cost import FEATURES, CostModel
-from training.durable import append_line, publish, replace_text, whole_lines
+from training.durable import append_line, publish, refuse_unwritable, replace_text, whole_lines
 from training.fit import Fit, save_costs
 from training.index_source import TableIndex
 from training.launch import train
@@ -126,6 +126,15 @@ def test_a_text_that_could_not_be_replaced_is_still_there(tmp_path: Path) -> Non
     with pytest.raises(InfrastructureError):
         replace_text(tmp_path / "made" / "text", "new")
     assert [(p.name, p.read_text()) for p in (tmp_path / "made").iterdir()] == [("text", "old")]
+
+
+def test_what_could_not_be_written_later_is_refused_now(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / "made" / "answers.jsonl")
+    assert list((tmp_path / "made").iterdir()) == []
+    for path in (tmp_path / "made", tmp_path / "file" / "answers.jsonl"):
+        (tmp_path / "file").touch()
+        with pytest.raises(InfrastructureError, match=rf"{path} could not be written"):
+            refuse_unwritable(path)
 
 
 def test_what_is_torn_or_garbled_is_left_out_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -207,6 +207,9 @@ def test_what_cannot_be_evaluated_is_told(made: SimpleNamespace, caplog: pytest.
         _scored(made, split="test")
     with pytest.raises(InfrastructureError, match="no finished stage"):
         _scored(made, made.folder / "words")
+    for out in (made.folder / "words", made.folder / "words" / "tokenizer.json" / "answers.jsonl"):
+        with pytest.raises(InfrastructureError, match="could not be written"):  # before the model is looked at, not after hours
+            _scored(made, made.folder / "words", out=out)
     with pytest.raises(ConfigError, match=r"says itself .* leave out profile, compress"):
         _scored(made, profile="tiny", compress=True)
     with pytest.raises(ConfigError, match="unknown task 'caption'"):

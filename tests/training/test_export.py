@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +30,7 @@ from shards.tokenizer import load_tokenizer, tokenizer_digest, train_tokenizer
 from tests.training import handmade, small_dataset, test_original
 from training.checkpoint import save_final
 from training.engine import Ranks, start_ranks
-from training.export import export
+from training.export import _save, export, processor
 from training.launch import tokenizer_files
 from training.model import build_model, build_tiny, special_ids
 from training.stages import ModelConfig
@@ -148,6 +152,51 @@ def test_what_is_no_finished_stage_or_in_the_way_is_refused(exported: SimpleName
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="a file"):
         export(exported.final, tmp_path / "file")
+
+
+@contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """The kernel breaks off a file at `most` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_leaves_nothing_and_says_so(exported: SimpleNamespace, tmp_path: Path) -> None:
+    with small_files(10_000), pytest.raises(InfrastructureError, match=r"out could not be written: .*GB free.*Make room"):
+        export(exported.final, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    profile = asdict(exported.profile)
+    with small_files(1_000), pytest.raises(OSError, match="large"):  # tokenizers' own kind of error is none
+        _save(processor(exported.final, profile, compress=True), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InfrastructureError, match=r"out could not be written: Not a directory"):
+        export(exported.final, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("model.safetensors", None, r"no model\.safetensors"),
+        ("model.safetensors", 5_000, r"model\.safetensors: cannot be read"),
+        ("config.json", None, r"no finished stage .*config\.json"),
+        ("fovea.json", 3, r"fovea\.json: "),
+        ("fovea.json", b"{}", r"does not say profile"),
+        ("tokenizer.json", None, "no tokenizer"),
+    ],
+)
+def test_half_a_stage_is_not_exported(exported: SimpleNamespace, tmp_path: Path, name: str, content: int | bytes | None, told: str) -> None:
+    final = Path(shutil.copytree(exported.final, tmp_path / "final"))
+    if content is None:
+        (final / name).unlink()
+    else:
+        (final / name).write_bytes(content if isinstance(content, bytes) else (final / name).read_bytes()[:content])
+    with pytest.raises((ConfigError, InfrastructureError), match=told):
+        export(final, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["final"]
 
 
 def test_a_folder_may_be_named_by_a_dot(exported: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

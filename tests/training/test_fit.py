@@ -119,8 +119,8 @@ def test_a_start_after_a_kill_goes_on_behind_the_torn_line(tmp_path: Path) -> No
         notes = log(tmp_path)
         for _ in range(WARM_STEPS + 1):
             notes.note([np.ones(len(FEATURES))], [1.0])
-        with pack_file(tmp_path, 0).open("a") as file:
-            file.write('{"kind": "pack", "fea')
+        with pack_file(tmp_path, 0).open("ab") as file:
+            file.write(b'\xff\n{"kind": "pack", "fea')
     found, _ = read_packs(tmp_path)
     assert len(found) == 2
 

@@ -134,6 +134,7 @@ def test_a_kill_in_any_stage_changes_nothing(corpus: SimpleNamespace, whole: Sim
     launch(corpus.dataset, corpus.words, tmp_path, "--die-at", 2, 3, dies=True)
     assert (final_dir(tmp_path, 1) / "fovea.json").is_file()
     assert (stage_dir(tmp_path, 2) / "step-000002").is_dir()
+    (stage_dir(tmp_path, 2) / "before.json").write_bytes(b"\xff")  # a note that the disk has lost is made again, and nothing else
     launch(corpus.dataset, corpus.words, tmp_path)
     assert numbers(tmp_path) == numbers(whole.out)
     ours, theirs = (load_file(final_dir(out, 4) / "model.safetensors") for out in (tmp_path, whole.out))

@@ -138,6 +138,8 @@ def test_where_filters_by_scores_counts_and_texts() -> None:
         ("current_date > date '2020-01-01'", "asks for current_date"),
         ("score >= (select avg(score) from items)", "asks for a subquery"),
         ("row_number() over (order by score) < 2", "asks for a window function"),
+        ("true) union all select 1 from items where (true", "a bracket closes what it did not open"),
+        ("true) limit (1", "a bracket closes what it did not open"),
     ],
 )
 def test_a_where_that_cannot_work_is_refused(where: str, says: str) -> None:
@@ -145,7 +147,10 @@ def test_a_where_that_cannot_work_is_refused(where: str, says: str) -> None:
         select(index_of(tasks(text=2)), Mixture(where=where))
 
 
-@pytest.mark.parametrize(("shares", "says"), [({"ocr": 1.0}, "no items for ocr"), ({"text": -1.0}, "≥ 0"), ({"text": 0.0}, "> 0")])
+@pytest.mark.parametrize(
+    ("shares", "says"),
+    [({"ocr": 1.0}, "no items for ocr"), ({"text": -1.0}, "≥ 0"), ({"text": 0.0}, "> 0"), ({"text": 1e308, "ocr": 1e308}, "finite")],
+)
 def test_bad_shares_are_refused(shares: dict[str, float], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         select(index_of(tasks(text=2)), Mixture(tasks=shares))

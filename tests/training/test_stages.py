@@ -70,6 +70,20 @@ def test_the_tiny_config_has_four_stages_and_names_known_profiles() -> None:
         ("name: mine", "nam: mine", ["mine.yaml:1", "did you mean 'name'"]),
         ("compress: false", "compress: false\n    compress: true", ["mine.yaml:7", "compress is written twice"]),
         ("compress: false", "compress: false\n    epochs: 2\n    steps: 5", ["mine.yaml:7", "both epochs and steps"]),
+        ("train: {llm: 1.0e-3}", "train: {llm: true}", ["mine.yaml:7", "stages.1.train.llm", "a number is wanted"]),
+        ("train: {llm: 1.0e-3}", "train: {llm: {lr: yes}}", ["mine.yaml:7", "stages.1.train.llm.lr", "a number is wanted"]),
+        ("compress: false", "compress: false\n    steps: on", ["mine.yaml:7", "stages.1.steps", "a number is wanted"]),
+        ("  1:\n", "  yes:\n", ["a number is wanted"]),
+        ("compress: false", "compress: false\n    betas: [0.9, 1.0]", ["mine.yaml:7", "betas", "less than 1"]),
+        ("name: mine", "name: mine\nseed: -1", ["mine.yaml:2", "greater than or equal to 0"]),
+        ("name: mine", "name: mine\nseed: 1_180_591_620_717_411_303_424", ["mine.yaml:2", "less than"]),
+        ("{preset: tiny}", "{preset: tiny, tiny: {hidden: 63}}", ["mine.yaml:2", "hidden 63 is no multiple of heads 4"]),
+        ("{preset: tiny}", "{preset: tiny, tiny: {heads: 4, kv_heads: 3}}", ["mine.yaml:2", "heads 4 is no multiple of kv_heads 3"]),
+        ("seq_tokens: 256", "seq_tokens: 9_223_372_036_854_775_808", ["mine.yaml:9", "seq_tokens", "less than"]),
+        ("step: {packs: 2}", "step: {packs: 1_000_000_000_000}", ["mine.yaml:8", "packs", "less than"]),
+        ("step: {packs: 2}", "step: {samples: 1_000_000_000_000}", ["mine.yaml:8", "samples", "less than"]),
+        ("stages:\n", "stages: &a\n  2: *a\n", ["mine.yaml", "an alias"]),
+        ("name: mine", "name: " + "[" * 5_000 + "]" * 5_000, ["mine.yaml", "nested too deeply"]),
     ],
 )
 def test_a_wrong_config_is_told_file_line_key_and_the_mend(tmp_path: Path, old: str, new: str, told: list[str]) -> None:
@@ -85,6 +99,15 @@ def test_a_file_that_is_no_text_is_told_so(tmp_path: Path) -> None:
     path.write_bytes(b"name: \xff\xfe\n")
     with pytest.raises(ConfigError, match=r"mine.yaml: not UTF-8 text: .* at byte 6"):
         load_training_config(path)
+
+
+@pytest.mark.parametrize("name", ["absent.yaml", "tiny.yaml", "folder.yaml", "x" * 300, "x" * 300 + ".yaml"])
+def test_a_file_that_cannot_be_read_is_no_training_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match="no training config") as error:
+        load_training_config(name)
+    assert ("ships with fovea: tiny" in str(error.value)) == (name == "tiny.yaml")
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
@@ -111,3 +134,11 @@ def test_zero_stages_that_do_not_exist_are_refused(tmp_path: Path) -> None:
         deepspeed_json(str(path))
     with pytest.raises(ConfigError, match="no settings 'zero9'"):
         deepspeed_json("zero9")
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"zero_optimization": 3}', "\xff", "{"])
+def test_settings_of_deepspeed_that_are_no_settings_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"mine\.json: .*JSON"):
+        deepspeed_json(str(path))
