@@ -59,7 +59,7 @@ def test_thirty_steps_on_a_handful_of_packs_are_learnt(ranks: Ranks) -> None:
     assert (results[0].packs, results[0].samples) == (4, 15)
     assert results[0].tokens == sum(b.input_ids.shape[1] for b in handmade.packs(4))
     assert results[0].keep == pytest.approx((6 * 4 + 3 * 5) / (6 * 4 + 3 * 8))
-    assert (results[0].items, results[0].visual, results[0].kept) == (15, 6 * 4 + 3 * 8, 6 * 4 + 3 * 5)
+    assert (results[0].samples, results[0].visual, results[0].kept) == (15, 6 * 4 + 3 * 8, 6 * 4 + 3 * 5)
     assert results[0].patches == 6 * 4 + 3 * 32
     assert len(results[0].pack_seconds) == 4
     assert results[0].imbalance == 1.0, "one rank is as slow as the slowest"

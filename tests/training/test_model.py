@@ -13,17 +13,16 @@ from shards.tokenizer import load_tokenizer, train_tokenizer
 from tests.training import handmade
 from tests.training.handmade import item, packed
 from training.model import (
-    PackLoss,
     build_model,
     build_tiny,
     cast_weights,
     freeze,
     from_hf,
-    labelled_places,
     parameter_groups,
     parts,
     special_ids,
 )
+from training.pack_loss import PackLoss, labelled_places
 from training.stages import ModelConfig
 
 
