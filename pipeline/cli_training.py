@@ -23,7 +23,8 @@ def train(
     out_dir: Annotated[str, typer.Option("--out", help="Where checkpoints and metrics go.")] = "runs/train",
     stage: Annotated[list[int] | None, typer.Option(help="Only this stage (may be repeated).")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on from checkpoints; --no-resume refuses if there are any.")
+        bool,
+        typer.Option("--resume/--no-resume", help="Go on from checkpoints; --no-resume refuses unfinished stages that have some."),
     ] = True,
     ray: Annotated[
         str | None, typer.Option("--ray", help="Train with Ray Train: auto for the cluster of this machine, its address, or local.")

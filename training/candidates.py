@@ -93,20 +93,25 @@ def candidates(source: IndexSource, shard: str, bounds: Bounds, where: str | Non
     return Candidates(rows, keys, cell, cells, sizes, len(long), dropped)
 
 
+_ROW, _MEMORY = "_fovea_row", "2GB"
+
+
 def where_mask(table: pa.Table, where: str) -> np.ndarray:
     """bool of the rows the predicate is true for. The database sees this table only: no files, no network, no settings."""
-    connection = duckdb.connect(":memory:", config={"enable_external_access": "false", "threads": "1"})
+    if not where.strip() or _ROW in where:
+        raise ConfigError(f"mixture.where: {where!r} is no predicate over the index's columns; write one, or leave `where` out")
+    connection = duckdb.connect(":memory:", config={"enable_external_access": "false", "threads": "1", "memory_limit": _MEMORY})
     try:
         connection.execute("SET lock_configuration = true")
-        connection.register("items", table.append_column("_row", pa.array(np.arange(table.num_rows))))
-        statements = connection.extract_statements(f"SELECT _row FROM items WHERE ({where}\n)")  # noqa: S608 - it is the user's own SQL
+        connection.register("items", table.append_column(_ROW, pa.array(np.arange(table.num_rows))))
+        statements = connection.extract_statements(f"SELECT {_ROW} FROM items WHERE ({where}\n)")  # noqa: S608 - it is the user's own SQL
         if len(statements) != 1:
             raise ConfigError(f"mixture.where: {where!r} is {len(statements)} statements; it is one predicate over the index's columns")
         if impure := _impure(where):
             raise ConfigError(
                 f"mixture.where: {where!r} asks for {', '.join(impure)}; a predicate is over the item's own row, whatever is read with it"
             )
-        rows = connection.execute(statements[0]).fetchnumpy()["_row"]
+        rows = connection.execute(statements[0]).fetchnumpy()[_ROW]
     except duckdb.Error as error:
         columns = ", ".join(table.column_names)
         raise ConfigError(f"mixture.where: {where!r}: {error}\nA predicate may ask for the columns {columns}") from error

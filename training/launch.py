@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from training.config_text import load_training_config
 from training.durable import replace_text
 from training.preflight import plan_stages, refuse_unshared
 from training.rank_group import StopRequest, agreed, from_first, one_run, refuse_different
+from training.run_mark import only_run
 from training.skips import join_skips
 from training.stage_chain import (
     StageReport,
@@ -81,9 +82,11 @@ def train(
             refuse_different(ranks, "dataset and tokenizer", work.data_version)
             if ranks is not None:
                 first_works(ranks, partial(plan_stages, settings, pending, work.dataset, work.tokenizer, work.digest, out, ranks.world))
-            for number in pending:
-                reports[number] = work.train_stage(number)
-            work.metrics.close()
+            with ExitStack() as running:
+                from_first(work.ranks, lambda: running.enter_context(only_run(out)))
+                for number in pending:
+                    reports[number] = work.train_stage(number)
+                work.metrics.close()
         else:
             log.info("all is done: stages %s under %s", ", ".join(map(str, chosen)), out)
     return TrainReport(tuple(reports[number] for number in chosen))

@@ -29,11 +29,14 @@ def refuse_unfit(
     Those that are kept in the folder `plans` are read; nothing is written.
 
     Raises ProfileError (a profile that the dataset does not carry, or carries otherwise; items that are not measured), ConfigError (shares
-    that cannot hold, a `where` that cannot run, items too long for the budgets, another patch size than the model's), each with its stage.
+    that cannot hold, DeepSpeed settings that are not there, a `where` that cannot run, items too long for the budgets, another patch size
+    than the model's), each with its stage.
     """
     from training.index_source import DatasetIndex
     from training.stage_plan import TRAIN_SPLIT, kept_plan, mixture_of, plan_config, plan_path, stage_cost
+    from training.stages import deepspeed_json
 
+    deepspeed_json(config.deepspeed)
     found = {}
     for number in stages:
         stage = config.stages[number]

@@ -85,6 +85,9 @@ def tell(plan: Plan, aloud: bool) -> None:
     level = logging.WARNING if aloud else logging.DEBUG
     for kind, names in left_out(plan.mixture, plan.laid.choices).items():
         log.log(logging.INFO if aloud else logging.DEBUG, "mixture.%s: no items for %s; left out", kind, ", ".join(names))
+    packs = sum(counts.packs for counts in plan.laid.counts)
+    if packs < plan.packs_per_step:
+        log.log(level, "a step of %d packs is more than the %d that a pass has: the others stay empty", plan.packs_per_step, packs)
     if plan.laid.dropped:
         log.log(level, "%d items are in no pack: they are too long for it", plan.laid.dropped)
     for item in plan.laid.listed[:10]:

@@ -139,6 +139,8 @@ def test_where_filters_by_scores_counts_and_texts() -> None:
         ("score >= (select avg(score) from items)", "asks for a subquery"),
         ("row_number() over (order by score) < 2", "asks for a window function"),
         ("true) union all select 1 from items where (true", "a bracket closes what it did not open"),
+        ("_fovea_row < 3", "no predicate over the index's columns"),
+        (" ", "no predicate over the index's columns"),
         ("true) limit (1", "a bracket closes what it did not open"),
     ],
 )
