@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from shards.errors import ConfigError
 from tests.training import hand_train, handmade
@@ -53,6 +54,17 @@ def test_every_number_can_be_read_back_from_both(tmp_path: Path) -> None:
     assert shown(tmp_path, 1, "step/loss") == shown(tmp_path, 1, "step/loss_by_task/vqa") == [(1, 2.5), (2, 2.0)]
     assert shown(tmp_path, 1, "held_out/loss") == [(0, 3.0), (2, 1.75)]
     assert shown(tmp_path, 2, "step/loss") == [(1, 1.5)]
+
+
+def test_a_record_is_one_event_whatever_it_holds(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, active=True)
+    for number in (1, 2):
+        metrics.write({**step(1, number, 2.0), "tokens": 7, "rates": {"llm": 1e-3, "projector": 1e-4}, "mfu": None})
+    metrics.close()
+    (file,) = (tmp_path / "tensorboard" / "stage1").iterdir()
+    events = [event for event in EventFileLoader(str(file)).Load() if event.HasField("summary")]
+    names = {f"step/{name}" for name in ("loss", "loss_by_task/vqa", "tokens", "rates/llm", "rates/projector")}
+    assert [(event.step, {value.tag for value in event.summary.value}) for event in events] == [(1, names), (2, names)]
 
 
 def test_what_is_made_again_is_there_once(tmp_path: Path) -> None:
