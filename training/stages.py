@@ -207,6 +207,8 @@ class TrainingConfig(BaseModel):
 
     costs  coefficients fitted from measured steps (`fovea costs`), by which packs are weighed; without, predicted operations. They are
            frozen in the plan of a stage when it begins.
+    device_flops  operations a second that one device can do at most in the precision of training: mfu and hfu are shares of it, instead of
+           the peak that training.devices knows, or where it knows none (a CPU, another GPU).
     rank_timeout  seconds after which a rank that does not answer (it hangs, or its machine is away) ends the run.
     """
 
@@ -227,6 +229,7 @@ class TrainingConfig(BaseModel):
     checkpoint_steps: PositiveInt = 200
     keep_checkpoints: PositiveInt = 2
     rank_timeout: PositiveFloat = 600.0
+    device_flops: PositiveFloat | None = None
     held_out: str = "val"
     held_out_packs: PositiveInt = 64
     wandb: dict[str, str] | None = None

@@ -271,5 +271,14 @@ def test_balance_is_the_largest_over_the_mean() -> None:
 def test_a_cpu_has_no_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     meter = Meter.of(handmade.model().config, 1, hand_train.config(1), Ranks(0, 1))
-    assert (meter.told, meter.device) == ("cpu", DEVICES["cpu"])
+    assert (meter.told, meter.peak) == ("cpu", None)
     assert numbers._share(1e9, 1.0, meter) is None
+
+
+@pytest.mark.parametrize("device", [None, DEVICES["cpu"], DEVICES["h100"]])
+def test_a_peak_in_the_config_is_what_utilisation_is_a_share_of(monkeypatch: pytest.MonkeyPatch, device: Device | None) -> None:
+    monkeypatch.setattr(numbers, "this_device", lambda: ("some card", device))
+    meter = Meter.of(handmade.model().config, 1, hand_train.config(1, device_flops=4e9), Ranks(0, 2))
+    assert numbers._share(1e9, 0.5, meter) == 1e9 / (0.5 * 4e9 * 2)
+    without = Meter.of(handmade.model().config, 1, hand_train.config(1), Ranks(0, 2))
+    assert without.peak == (None if device is None else device.flops)
