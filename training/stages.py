@@ -68,6 +68,8 @@ class ModelConfig(BaseModel):
             given = getattr(self, name) is not None
             if given != (name in needed):
                 raise ValueError(f"preset {self.preset} {'has no' if given else 'needs'} `{name}`")
+        if "tiny" in self.model_fields_set and self.preset != "tiny":
+            raise ValueError(f"preset {self.preset} has no `tiny`: its sizes are those of the weights it starts from")
         return self
 
 

@@ -67,6 +67,7 @@ def test_the_tiny_config_has_four_stages_and_names_known_profiles() -> None:
         ("compress: false", "compress: false\n    mixture: {tasks: {caption: 1}}", ["unknown task 'caption'", "did you mean"]),
         ("model: {preset: tiny}", "model: {preset: parts, vision: a}", ["mine.yaml:2", "preset parts needs `llm`"]),
         ("model: {preset: tiny}", "model: {path: a}", ["mine.yaml:2", "preset tiny has no `path`"]),
+        ("model: {preset: tiny}", "model: {preset: hf, path: a, tiny: {hidden: 32}}", ["mine.yaml:2", "preset hf has no `tiny`"]),
         ("name: mine", "name: mine\ndevice_flops: 0", ["mine.yaml:2", "device_flops", "greater than 0"]),
         ("name: mine", "nam: mine", ["mine.yaml:1", "did you mean 'name'"]),
         ("compress: false", "compress: false\n    compress: true", ["mine.yaml:7", "compress is written twice"]),
