@@ -170,6 +170,7 @@ class StageConfig(BaseModel):
     too_long        an item above one of these bounds is left out (and counted), or the plan is refused.
     window_shards   shards that are shuffled and packed together: what lies further apart never shares a pack, and memory is bounded by it.
     warmup_ratio    part of the steps with a rate rising linearly from 0; then `schedule` down to 0 (cosine), or level (constant).
+    betas           AdamW's decay of its two moments.
     clip            bound of the gradient's norm; 0 switches clipping off.
     """
 
