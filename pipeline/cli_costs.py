@@ -37,6 +37,7 @@ _KINDS = {
     "llm": "LLM activations",
     "layer": "layer at work",
     "logits": "or logits at work",
+    "whole": "or the whole model",
 }
 
 

@@ -34,8 +34,10 @@ class Memory:
 
     weights, gradients, master (fp32 copies of what learns), optimizer (two moments), buckets (gradients on their way to other ranks),
     gathered (weights that ZeRO-3 holds together for a while), update (gradients in fp32 and what AdamW lays down while it steps); encoder,
-    projector, llm (what waits for the backward pass), layer (the one at work), logits (the head's piece at work).
-    A layer and the logits are never at work at the same time, nor are activations there while the optimizer steps.
+    projector, llm (what waits for the backward pass), layer (the one at work), logits (the head's piece at work); whole (the model in one
+    piece, which ZeRO-3 cuts up when the engine is built, and which is put together again, beside the optimizer's state, when it ends).
+    A layer and the logits are never at work at the same time, nor are activations there while the optimizer steps, nor either beside
+    the whole model.
     """
 
     device: dict[str, int]
@@ -45,8 +47,8 @@ class Memory:
     def peak(self) -> int:
         now = self.device
         passing = now["encoder"] + now["projector"] + now["llm"] + max(now["layer"], now["logits"])
-        still = sum(now.values()) - sum(now[kind] for kind in ("encoder", "projector", "llm", "layer", "logits", "update"))
-        return still + max(passing, now["update"])
+        held = sum(now[kind] for kind in ("weights", "gradients", "master", "optimizer", "buckets"))
+        return held + max(now["gathered"] + max(passing, now["update"]), now["whole"])
 
 
 def weights_of(shape: Any, stage: StageConfig) -> Weights:
@@ -88,6 +90,7 @@ def memory_of(shape: Any, stage: StageConfig, model: ModelConfig, deepspeed: Map
         "buckets": bucket if level and zero.get("contiguous_gradients", True) else 0,
         "gathered": min(total, int(zero.get("stage3_max_live_parameters", _LIVE))) * size if level == 3 else 0,
         "update": 0 if states_off else 8 * shared,
+        "whole": total * size if level == 3 else 0,  # training.launch puts it there also where the shares are offloaded, training.whole too
         **_activations(shape, stage, size, model.gradient_checkpointing),
     }
     host = {"master": master, "optimizer": 8 * shared, "update": 4 * shared} if states_off else {}

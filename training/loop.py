@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -45,6 +46,16 @@ class Feed(Protocol):
         """Its steps from `cursor` on. Raises ConfigError for a cursor of another plan."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a stage stands: `done` of its `total` steps, the pass it is in (from 0), and the cursor in the plan of that pass."""
+
+    done: int
+    total: int
+    epoch: int
+    cursor: Cursor
+
+
 def run_stage(
     model: nn.Module,
     number: int,
@@ -58,32 +69,54 @@ def run_stage(
     """Trains `model` through stage `number` of `config`, from the newest checkpoint under `out` if there is one. Returns its steps.
 
     Every `config.checkpoint_steps` steps a checkpoint is written: a process that is killed anywhere and started again sees the same packs.
-    Raises ConfigError for a checkpoint of another config or plan, TrainingStopped for a loss that is not finite, Preempted after the
-    checkpoint that answers a `stop` on any rank. At its end `model` has whole plain weights on every rank, whatever the stage of ZeRO.
+    Raises ConfigError for a checkpoint of another config or plan, and what `run_steps` raises. At its end `model` has whole plain weights
+    on every rank, whatever the stage of ZeRO.
     """
     stage, folder = config.stages[number], stage_dir(out, number)
-    digest = config.stage_digest(number)
     total = stage.steps if stage.steps is not None else sum(feed.steps(epoch) for epoch in range(stage.epochs))
     found = latest_state(folder)
     if found is not None:
-        _refuse_other(found, digest)
+        _refuse_other(found, config.stage_digest(number))
     resized = found is not None and found[1].world != ranks.world
     torch.manual_seed(config.seed + number)
     engine = build_engine(model, stage, config, ranks, universal=resized)
     bound_waiting(config.rank_timeout)
-    done, first_epoch, cursor = 0, 0, feed.start(0)
+    place = Place(0, total, 0, feed.start(0))
     if found is not None:
         path, state = found
         if resized:
             make_universal(path, ranks)
         load_state(engine, path, state, ranks)
-        done, first_epoch, cursor = state.step, state.epoch, _cursor(state)
-        log.info("stage %d continues at step %d of %d (%s)", number, done, total, path)
-    metrics.forget_after(number, done)
-    meter = Meter.of(model.config, number, config, ranks)
+        place = Place(state.step, total, state.epoch, _cursor(state))
+        log.info("stage %d continues at step %d of %d (%s)", number, state.step, total, path)
+    metrics.forget_after(number, place.done)
+    done = run_steps(engine, number, config, feed, out, metrics, place, stop)
+    make_whole(engine)
+    return done
+
+
+def run_steps(
+    engine: Any,
+    number: int,
+    config: TrainingConfig,
+    feed: Feed,
+    out: Path,
+    metrics: Metrics,
+    place: Place,
+    stop: StopRequest | None = None,
+) -> int:
+    """The steps of stage `number` from `place` to its end: packs taken, trained, told of, and saved when it is time. Returns place.total.
+
+    engine: of `build_engine`. Raises TrainingStopped for a loss or gradient that is not finite, Preempted after the checkpoint that answers
+    a `stop` on any rank.
+    """
+    stage, folder, ranks = config.stages[number], stage_dir(out, number), engine.ranks
+    digest = config.stage_digest(number)
+    meter = Meter.of(engine.module.model.config, number, config, ranks)
     packs = PackLog(out, ranks.rank, number, digest, meter.flops.hardware, meter.told, ranks.world)
+    done, total = place.done, place.total
     waited = time.perf_counter()
-    for epoch, loaded in islice(_passes(feed, stage, first_epoch, cursor), total - done):
+    for epoch, loaded in islice(_passes(feed, stage, place.epoch, place.cursor), total - done):
         wait = time.perf_counter() - waited
         features = features_of(loaded.batches)
         result = train_step(engine, stage, loaded.batches, done, total)
@@ -101,7 +134,6 @@ def run_stage(
                 f"stage {number} was asked to end and has a checkpoint of step {done} of {total}; the same command goes on there"
             )
         waited = time.perf_counter()
-    make_whole(engine)
     return done
 
 

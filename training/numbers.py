@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from training.cost import FEATURES
-from training.devices import Device, this_device
+from training.devices import this_device
 from training.flops import ModelFlops, stage_flops
 from training.measured import batch_features
 
@@ -25,12 +25,12 @@ _OWN = ("predicted", "wait", "bytes_read", "bytes_used", "skipped", "fuller")  #
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """By what a stage's steps are measured. told: what the driver calls the device; device: what is known of it."""
+    """By what a stage's steps are measured. told: what the driver calls a device; peak: its operations a second, None where not known."""
 
     stage: StageConfig
     flops: ModelFlops
     told: str
-    device: Device | None
+    peak: float | None
     ranks: Ranks
 
     @staticmethod
@@ -38,7 +38,9 @@ class Meter:
         """`shape`: the model's config."""
         stage = config.stages[number]
         told, device = this_device()
-        return Meter(stage, stage_flops(shape, stage, config.model.gradient_checkpointing), told, device, ranks)
+        known = None if device is None else device.flops
+        peak = known if config.device_flops is None else config.device_flops
+        return Meter(stage, stage_flops(shape, stage, config.model.gradient_checkpointing), told, peak, ranks)
 
 
 def step_numbers(
@@ -55,7 +57,7 @@ def step_numbers(
     seconds, wait           of the step without waiting for data; the longest wait of a rank.
     tokens_per_s, samples_per_s   by this rank's clock, waiting included.
     mfu, hfu                operations of these packs over what all devices could do in that time, the encoder counted; without and with
-                            what checkpointing repeats. None where the device's peak is not known.
+                            what checkpointing repeats. None where the device's peak is neither known nor in the config.
     imbalance               the slowest rank's forward and backward seconds over the mean rank's, less 1; imbalance_predicted: by plan.
     bytes_read, bytes_used  taken from the store, and wanted of it.   skipped  items that could not be read.
     """
@@ -119,6 +121,4 @@ def over_mean(loads: np.ndarray) -> float:
 
 
 def _share(operations: float, seconds: float, meter: Meter) -> float | None:
-    if meter.device is None or meter.device.flops is None:
-        return None
-    return float(operations) / (seconds * meter.device.flops * meter.ranks.world)
+    return None if meter.peak is None else float(operations) / (seconds * meter.peak * meter.ranks.world)

@@ -79,6 +79,8 @@ class ModelConfig(BaseModel):
             given = getattr(self, name) is not None
             if given != (name in needed):
                 raise ValueError(f"preset {self.preset} {'has no' if given else 'needs'} `{name}`")
+        if "tiny" in self.model_fields_set and self.preset != "tiny":
+            raise ValueError(f"preset {self.preset} has no `tiny`: its sizes are those of the weights it starts from")
         return self
 
 
@@ -179,6 +181,7 @@ class StageConfig(BaseModel):
     too_long        an item above one of these bounds is left out (and counted), or the plan is refused.
     window_shards   shards that are shuffled and packed together: what lies further apart never shares a pack, and memory is bounded by it.
     warmup_ratio    part of the steps with a rate rising linearly from 0; then `schedule` down to 0 (cosine), or level (constant).
+    betas           AdamW's decay of its two moments.
     clip            bound of the gradient's norm; 0 switches clipping off.
     """
 
@@ -218,6 +221,8 @@ class TrainingConfig(BaseModel):
 
     costs  coefficients fitted from measured steps (`fovea costs`), by which packs are weighed; without, predicted operations. They are
            frozen in the plan of a stage when it begins.
+    device_flops  operations a second that one device can do at most in the precision of training: mfu and hfu are shares of it, instead of
+           the peak that training.devices knows, or where it knows none (a CPU, another GPU).
     rank_timeout  seconds after which a rank that does not answer (it hangs, or its machine is away) ends the run.
     """
 
@@ -238,6 +243,7 @@ class TrainingConfig(BaseModel):
     checkpoint_steps: PositiveInt = 200
     keep_checkpoints: PositiveInt = 2
     rank_timeout: PositiveFloat = 600.0
+    device_flops: PositiveFloat | None = None
     held_out: str = "val"
     held_out_packs: PositiveInt = 64
     wandb: dict[str, str] | None = None

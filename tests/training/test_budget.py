@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import warnings
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from shards.errors import ConfigError
-from tests.training import handmade
+from tests.training import hand_train, handmade
 from training import pack_loss
 from training.adapters import add_adapters
 from training.attention import PIECEWISE, use_attention
@@ -21,6 +26,7 @@ from training.model import freeze, parts
 from training.pack_loss import PackLoss
 from training.shapes import named_shape
 from training.stages import ModelConfig, StageConfig, TinyShape, TrainingConfig
+from training.whole import make_whole
 
 ALL = ("vision_encoder", "projector", "llm")
 PASSING = ("encoder", "projector", "llm", "layer", "logits")
@@ -149,10 +155,57 @@ def test_checkpointing_is_what_makes_a_full_pack_fit() -> None:
 
 
 def test_the_update_and_the_activations_share_their_room() -> None:
-    kinds = dict.fromkeys(("weights", "gradients", "master", "optimizer", "buckets", "gathered"), 1)
+    kinds = {**dict.fromkeys(("weights", "gradients", "master", "optimizer", "buckets", "gathered"), 1), "whole": 0}
     memory = Memory({**kinds, "update": 50, "encoder": 10, "projector": 5, "llm": 20, "layer": 7, "logits": 3}, {})
     assert memory.peak == 6 + 50
     assert Memory({**memory.device, "update": 5}, {}).peak == 6 + 10 + 5 + 20 + 7
+    assert Memory({**memory.device, "whole": 60}, {}).peak == 5 + 60, "nothing is gathered, at work or updated beside the whole model"
+
+
+def test_a_model_that_is_cut_up_must_fit_in_one_piece_first() -> None:
+    shape, model = named_shape("videollama3-7b"), ModelConfig.model_validate({"precision": "bf16", "gradient_checkpointing": True})
+    one = stage(seq_tokens=1_024, pack_patches=1_024)
+    weights = sum(weights_of(shape, one).total.values())
+    offload = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    for more in ({}, offload):
+        found = memory_of(shape, one, model, zero(3, **more), 512)
+        assert found.device["whole"] == 2 * weights
+        assert found.peak >= 2 * weights
+    assert fits(found, replace(DEVICES["rtx4090"], memory=2 * weights)) is False
+    assert memory_of(shape, one, model, zero(2), 512).device["whole"] == 0, "it is there already"
+
+
+def test_zero_3_holds_the_whole_model_beside_its_states_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = stage()
+    settings = hand_train.zero_settings(tmp_path, 3, reduce_bucket_size=20_000)
+    config = TrainingConfig.model_validate({"name": "t", "stages": {1: one.model_dump()}, "deepspeed": str(settings)})
+    model = handmade.model()
+    predicted = memory_of(model.config, one, config.model, json.loads(settings.read_text()), 1)
+    there = {id(p): p for p in model.parameters()}
+    before = held() - sum(p.numel() * p.element_size() for p in there.values())
+    del there
+    engine = build_engine(model, one, config, start_ranks())
+    train_step(engine, one, handmade.packs(2), 0, 5)
+    most, destroy = [0], engine.destroy
+
+    def noted() -> None:
+        most[0] = held() - before
+        destroy()
+
+    monkeypatch.setattr(engine, "destroy", noted)
+    make_whole(engine)
+    kinds = {kind: predicted.device[kind] for kind in ("weights", "gradients", "master", "optimizer", "buckets", "whole")}
+    assert most[0] == pytest.approx(sum(kinds.values()), rel=0.02)
+    assert predicted.peak >= sum(kinds.values())
+
+
+def held() -> int:
+    """Bytes of all tensors that live, each storage once."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        live = [value for value in gc.get_objects() if isinstance(value, torch.Tensor) and value.device.type == "cpu"]
+    return sum({s.data_ptr(): s.nbytes() for s in (value.untyped_storage() for value in live)}.values())
 
 
 def test_rows_of_logits_are_those_of_the_loss() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from shards.errors import ConfigError
 from tests.training import hand_train, handmade
@@ -53,6 +54,17 @@ def test_every_number_can_be_read_back_from_both(tmp_path: Path) -> None:
     assert shown(tmp_path, 1, "step/loss") == shown(tmp_path, 1, "step/loss_by_task/vqa") == [(1, 2.5), (2, 2.0)]
     assert shown(tmp_path, 1, "held_out/loss") == [(0, 3.0), (2, 1.75)]
     assert shown(tmp_path, 2, "step/loss") == [(1, 1.5)]
+
+
+def test_a_record_is_one_event_whatever_it_holds(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, active=True)
+    for number in (1, 2):
+        metrics.write({**step(1, number, 2.0), "tokens": 7, "rates": {"llm": 1e-3, "projector": 1e-4}, "mfu": None})
+    metrics.close()
+    (file,) = (tmp_path / "tensorboard" / "stage1").iterdir()
+    events = [event for event in EventFileLoader(str(file)).Load() if event.HasField("summary")]
+    names = {f"step/{name}" for name in ("loss", "loss_by_task/vqa", "tokens", "rates/llm", "rates/projector")}
+    assert [(event.step, {value.tag for value in event.summary.value}) for event in events] == [(1, names), (2, names)]
 
 
 def test_what_is_made_again_is_there_once(tmp_path: Path) -> None:
@@ -259,5 +271,14 @@ def test_balance_is_the_largest_over_the_mean() -> None:
 def test_a_cpu_has_no_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     meter = Meter.of(handmade.model().config, 1, hand_train.config(1), Ranks(0, 1))
-    assert (meter.told, meter.device) == ("cpu", DEVICES["cpu"])
+    assert (meter.told, meter.peak) == ("cpu", None)
     assert numbers._share(1e9, 1.0, meter) is None
+
+
+@pytest.mark.parametrize("device", [None, DEVICES["cpu"], DEVICES["h100"]])
+def test_a_peak_in_the_config_is_what_utilisation_is_a_share_of(monkeypatch: pytest.MonkeyPatch, device: Device | None) -> None:
+    monkeypatch.setattr(numbers, "this_device", lambda: ("some card", device))
+    meter = Meter.of(handmade.model().config, 1, hand_train.config(1, device_flops=4e9), Ranks(0, 2))
+    assert numbers._share(1e9, 0.5, meter) == 1e9 / (0.5 * 4e9 * 2)
+    without = Meter.of(handmade.model().config, 1, hand_train.config(1), Ranks(0, 2))
+    assert without.peak == (None if device is None else device.flops)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from importlib import resources
+from pathlib import Path
+
 import pytest
+import yaml
 
 from shards.profile import load_profile
 from training.config_text import load_training_config
 from training.flops import model_flops
 from training.shapes import named_shape, shape_of
-from training.stages import LoraConfig, TrainingConfig, deepspeed_json
+from training.stages import CacheConfig, LoraConfig, StageConfig, TrainingConfig, deepspeed_json
 
 PAPER = ["videollama3-2b", "videollama3-7b"]
 
@@ -62,6 +68,32 @@ def test_the_7b_run_starts_from_the_encoder_that_the_2b_run_tuned() -> None:
     assert seven.model.llm is not None
     assert seven.model.llm.endswith("Qwen2.5-7B-Instruct")
     assert [s.model_dump(exclude={"step"}) for s in two.stages.values()] == [s.model_dump(exclude={"step"}) for s in seven.stages.values()]
+
+
+@pytest.mark.parametrize("name", [*PAPER, "finetune", "tiny"])
+def test_the_weighing_of_tokens_is_said_to_be_ours(name: str) -> None:
+    line = next(line for line in shipped(name).splitlines() if line.startswith("    loss:"))
+    assert "# ours: every labelled token" in line
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_cache_that_is_shown_is_one(name: str) -> None:
+    (line,) = (line for line in shipped(name).splitlines() if line.startswith("# cache:"))
+    assert CacheConfig.model_validate(yaml.safe_load(line.removeprefix("# "))["cache"]).bytes == 500_000_000_000
+
+
+def test_the_page_on_stages_shows_every_key(tmp_path: Path) -> None:
+    """And it is a config as it stands: what it says is what the code takes."""
+    page = (Path(__file__).parents[2] / "docs" / "stages.md").read_text("utf-8")
+    block = textwrap.dedent(page[page.index("    name: tiny\n") : page.index("\nThe parts are ")])
+    (tmp_path / "shown.yaml").write_text(block, "utf-8")
+    load_training_config(tmp_path / "shown.yaml")
+    for key in (*TrainingConfig.model_fields, *StageConfig.model_fields):
+        assert re.search(rf"\b{key}:", block), key
+
+
+def shipped(name: str) -> str:
+    return (resources.files("configs.training") / f"{name}.yaml").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", [*PAPER, "finetune"])

@@ -67,6 +67,8 @@ def test_the_tiny_config_has_four_stages_and_names_known_profiles() -> None:
         ("compress: false", "compress: false\n    mixture: {tasks: {caption: 1}}", ["unknown task 'caption'", "did you mean"]),
         ("model: {preset: tiny}", "model: {preset: parts, vision: a}", ["mine.yaml:2", "preset parts needs `llm`"]),
         ("model: {preset: tiny}", "model: {path: a}", ["mine.yaml:2", "preset tiny has no `path`"]),
+        ("model: {preset: tiny}", "model: {preset: hf, path: a, tiny: {hidden: 32}}", ["mine.yaml:2", "preset hf has no `tiny`"]),
+        ("name: mine", "name: mine\ndevice_flops: 0", ["mine.yaml:2", "device_flops", "greater than 0"]),
         ("name: mine", "nam: mine", ["mine.yaml:1", "did you mean 'name'"]),
         ("compress: false", "compress: false\n    compress: true", ["mine.yaml:7", "compress is written twice"]),
         ("compress: false", "compress: false\n    epochs: 2\n    steps: 5", ["mine.yaml:7", "both epochs and steps"]),
@@ -117,7 +119,7 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 
 def test_a_stage_digest_depends_on_results_only(tmp_path: Path) -> None:
     base = load_training_config("tiny")
-    assert base.stage_digest(2) == base.model_copy(update={"workers": 7, "checkpoint_steps": 3}).stage_digest(2)
+    assert base.stage_digest(2) == base.model_copy(update={"workers": 7, "checkpoint_steps": 3, "device_flops": 1e12}).stage_digest(2)
     assert base.stage_digest(2) != base.model_copy(update={"seed": 43}).stage_digest(2)
     attn = base.model.model_copy(update={"attn": "sdpa", "gradient_checkpointing": True, "sizes": "videollama3-2b"})
     assert base.stage_digest(2) == base.model_copy(update={"model": attn}).stage_digest(2)
