@@ -17,6 +17,7 @@ import ray
 
 from shards.verify import verify
 from tests.pipeline.small import ask, environment, files_of, picture, pictures, recipe, talk, texts, verdicts
+from tests.processes import command_of
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_a_killed_run_takes_its_ray_along(corpus: Path, tmp_path: Path) -> None:
 
     def with_its_actors(run: Path) -> bool:
         family.update(psutil.Process(process.pid).children(recursive=True))
-        return any("curation.child" in " ".join(p.cmdline()) for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE)
+        return any("curation.child" in command_of(p) for p in family)
 
     assert kill_at(process, tmp_path / "run", with_its_actors)
     _, alive = psutil.wait_procs(family, timeout=30)

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from shards.errors import ConfigError, InfrastructureError
+from tests.processes import command_of
 from tests.training import forked, hand_launch, small_dataset
 from tests.training.hand_launch import CONFIG
 from training import ray_launch
@@ -47,7 +48,7 @@ def kill_a_worker(out: Path, after: int, killed: list[int]) -> None:
     end = time.monotonic() + 120
     while time.monotonic() < end:
         if any(r["kind"] == "step" and r["step"] >= after for r in read_metrics(out)):
-            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+            workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in command_of(p)]
             os.kill(workers[-1].pid, signal.SIGKILL)
             killed.append(workers[-1].pid)
             return
