@@ -102,7 +102,7 @@ def _check(what: What) -> None:
 
 
 STEP = Step(
-    version=1,
+    version=2,
     level="sample",
     applies=ALL_KINDS,
     prefix="measure_",

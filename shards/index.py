@@ -34,7 +34,7 @@ MEASURED_MEDIUM_TYPE = pa.struct(
         pa.field("w", pa.int32(), nullable=False),
         pa.field("merge", pa.int32(), nullable=False),
         pa.field("times", pa.list_(pa.float32()), nullable=False),  # seconds of each frame; empty for an image
-        pa.field("mask", pa.binary()),  # DiffFP at the profile's threshold: packed bits (little), t·(h/merge)·(w/merge); null = all kept
+        pa.field("mask", pa.binary()),  # by the profile's method: packed bits (little), t·(h/merge)·(w/merge); null = all kept
         pa.field("keep", pa.list_(pa.float32()), nullable=False),  # keep ratio at each of report_thresholds
     ]
 )

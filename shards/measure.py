@@ -10,13 +10,14 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from shards.chat import MediumTokens, count_item
+from shards.compression import compressed
 from shards.errors import LimitError, ProfileError, ShardError
 from shards.image import ImageHeader, decode_image, image_header
 from shards.items import Item
 from shards.media import Limits
 from shards.preprocess import MediumSize, frame_grid, image_grid, medium_size, normalise, patchify, preprocess_image
 from shards.profile import Profile
-from shards.tokens import block_differences, kept_by_frame, mask_at, pack_mask, ratios_at, unpack_mask
+from shards.tokens import kept_by_frame, pack_mask, unpack_mask
 from shards.video import VideoHeader, frame_times, sample_frames, video_header
 
 
@@ -64,8 +65,9 @@ def measure_item(item: Item, media: Sequence[Medium], tokenizer: Any, profile: P
     """The MEASURE_TYPE struct of an item. `media` are the sample's, all of them: parts name them by place.
 
     The budget of visual tokens is split evenly over all images and frames of the item. Images cost their header, videos their sampled
-    frames (for DiffFP). Raises DecodeError and LimitError of the media, LimitError for more text tokens than profile.max_text_tokens,
-    SampleError for what `encode_item` refuses, ShardError for a part whose medium the sample lacks or has in another kind.
+    frames (for their compression). Raises DecodeError and LimitError of the media, LimitError for more text tokens than
+    profile.max_text_tokens, SampleError for what `encode_item` refuses, ShardError for a part whose medium the sample lacks or has in
+    another kind.
     """
     parts = [part for message in item.messages for part in message.content if part.type != "text"]
     for part in parts:
@@ -130,13 +132,13 @@ def _measured_image(size: MediumSize, profile: Profile) -> dict[str, Any]:
 def _measured_video(medium: Medium, size: MediumSize, profile: Profile) -> dict[str, Any]:
     target = (size.h * profile.patch, size.w * profile.patch)
     frames = sample_frames(medium.data, profile.fps, profile.max_frames, medium.limits, lambda h, w, t: target)
-    differences = block_differences(patchify(frames.pixels, profile.patch, size.merge), size.t, size.h, size.w, size.merge)
-    mask = mask_at(differences, profile.threshold)
+    pixels, grid = patchify(frames.pixels, profile.patch, size.merge), (size.t, size.h, size.w, size.merge)
+    mask, keep = compressed(pixels, *grid, profile.method, profile.threshold, profile.token_budget, profile.report_thresholds)
     return {
         **_numbers(size),
         "times": [float(t) for t in frames.times],
         "mask": None if mask.all() else pack_mask(mask),
-        "keep": ratios_at(differences, profile.report_thresholds),
+        "keep": keep,
     }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import get_args
 
 import yaml
 
+from shards.compression import Method
 from shards.errors import ProfileError
 from shards.sample import digest_of
 
@@ -24,9 +26,10 @@ class Profile:
     max_visual_tokens  budget of a sample after merging; pixels ≤ max_visual_tokens·(patch·merge)², split evenly over its images or frames.
     min_visual_tokens  at least so many tokens for each image or frame.
     fps, max_frames    frames sampled from a video.
-    threshold          DiffFP: a block is kept where its mean absolute difference to the previous sampled frame exceeds it, in grey
-                       levels of 255 (0.05 is the paper's 0.1 on pixels normalised with std 0.5).
-    report_thresholds  further thresholds for which the keep ratio is stored.
+    method             which tokens of a video are kept, as `shards.compression.compress` has it: difffp, anchored or budget.
+    threshold          of the method, in grey levels of 255 (0.05 is the paper's 0.1 on pixels normalised with std 0.5).
+    token_budget       of `budget`: kept tokens of a video, at most.
+    report_thresholds  thresholds for which the keep ratio by the method is stored.
     max_text_tokens    an item with more tokens outside its media is refused (LimitError) when measured.
 
     Raises ProfileError for values that no measure could be taken with.
@@ -41,8 +44,10 @@ class Profile:
     min_visual_tokens: int = 16
     fps: float = 1.0
     max_frames: int = 180
+    method: Method = "difffp"
     threshold: float = 0.05
-    report_thresholds: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    token_budget: int | None = None
+    report_thresholds: tuple[float, ...] = (0.05, 0.5, 1.0, 2.0, 4.0, 8.0)
     max_text_tokens: int = 16_384
     preprocess: int = field(default=PREPROCESS_VERSION)
 
@@ -56,6 +61,12 @@ class Profile:
             if type(value) not in (int, float) or not 0 <= value < float("inf") or (name == "fps" and value == 0):
                 raise ProfileError(f"profile {self.name!r}: {name} must be a positive number, not {value!r}")
             object.__setattr__(self, name, float(value))  # 1 and 1.0 are one profile, so they must digest alike
+        if self.method not in get_args(Method):
+            raise ProfileError(f"profile {self.name!r}: method is one of {', '.join(get_args(Method))}, not {self.method!r}")
+        if (self.method == "budget") != (self.token_budget is not None):
+            raise ProfileError(f"profile {self.name!r}: token_budget belongs to method: budget, and the other way round")
+        if self.token_budget is not None and (type(self.token_budget) is not int or self.token_budget < 1):
+            raise ProfileError(f"profile {self.name!r}: token_budget must be a whole number of at least 1, not {self.token_budget!r}")
         try:
             object.__setattr__(self, "report_thresholds", tuple(float(value) for value in self.report_thresholds))
         except (TypeError, ValueError) as error:

@@ -110,7 +110,7 @@ def test_real_videos_share_the_budget_and_keep_masks(tokenizer_dir: Path, data_d
         assert 1 < medium["t"] == len(medium["times"]) <= 8
         assert measured["visual_tokens"] <= 64
         assert measured["patches"] == medium["t"] * medium["h"] * medium["w"]
-        assert len(medium["keep"]) == 4
+        assert len(medium["keep"]) == 6
         assert row["tokens"] == measured["text_tokens"] + measured["kept_tokens"]
     assert any(m["kept_tokens"] < m["visual_tokens"] and m["media"][0]["mask"] for row in made for m in row["items"])
 

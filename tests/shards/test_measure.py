@@ -14,13 +14,14 @@ from PIL import Image, ImageFile
 
 import shards.measure as measure
 from shards.chat import MediumTokens, encode_item, train_tokenizer
+from shards.compression import compressed
 from shards.errors import DecodeError, LimitError, ProfileError, ShardError
 from shards.index import MEASURE_TYPE
 from shards.items import Item, Message, Part
 from shards.measure import Medium, load_medium, measure_item
 from shards.media import Limits
 from shards.profile import Profile, load_profile
-from shards.tokens import diffp_mask, keep_ratios, kept_by_frame, pack_mask, unpack_mask
+from shards.tokens import kept_by_frame, pack_mask, unpack_mask
 from shards.video import frame_times, video_header
 
 LIMITS = Limits()
@@ -67,10 +68,10 @@ def test_a_video_is_loaded_as_it_was_measured(data_dir: Path, tokenizer: Any, pr
     assert (t, h, w, loaded.merge) == (medium["t"], medium["h"], medium["w"], medium["merge"])
     assert loaded.patches.shape == (t * h * w, 588)
     assert loaded.patches.dtype == np.float32
-    again = diffp_mask(loaded.patches, t, h, w, loaded.merge, profile.threshold)
+    again, keep = compressed(loaded.patches, t, h, w, loaded.merge, profile.method, profile.threshold, None, profile.report_thresholds)
     stored = loaded.mask if loaded.mask is not None else np.ones_like(again)
     np.testing.assert_array_equal(again, stored)
-    assert medium["keep"] == keep_ratios(loaded.patches, t, h, w, loaded.merge, profile.report_thresholds)
+    assert medium["keep"] == keep
     assert whole["patches"] == len(loaded.patches)
     assert whole["visual_tokens"] == len(stored) <= profile.max_visual_tokens
     assert whole["kept_tokens"] == stored.sum()
