@@ -18,7 +18,7 @@ quickstart: $(VENV)/.made
 	$(BIN)/fovea quickstart
 
 test: $(VENV)/.made
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.made
 	$(BIN)/ruff check .
