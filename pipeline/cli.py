@@ -12,7 +12,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from pipeline import cli_costs, cli_duplicates, cli_embeddings, cli_evaluate, cli_training
+from pipeline import cli_costs, cli_duplicates, cli_embeddings, cli_evaluate, cli_frames, cli_training
 from pipeline.console import AsJson, err, out, progress_bars, put_line, short, show_models, table
 from shards.errors import FoveaError
 
@@ -29,6 +29,7 @@ cli_evaluate.register(app)
 cli_costs.register(app)
 app.command()(cli_embeddings.embeddings)
 app.command()(cli_duplicates.duplicates)
+app.command()(cli_frames.frames)
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--override", help="A YAML file laid over the recipe; may be given again, later ones win.")
