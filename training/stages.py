@@ -171,7 +171,7 @@ class StageConfig(BaseModel):
     """One stage.
 
     profile         measure profile whose token counts the packs are made by; the dataset must carry it.
-    compress        drop the visual tokens that DiffFP masks.
+    compress        drop the visual tokens that the profile masks (docs/compression.md).
     train           peak learning rate of each part that learns, or {lr, lora}; a part that is not named is frozen.
     epochs, steps   passes over the mixture, or exactly so many optimizer steps over as many passes as it takes.
     step            packs in one optimizer step, over all ranks; every number of ranks that divides it gives the same steps.
