@@ -250,7 +250,7 @@ def _commit_placements(judge: Judge, store: Store, shards: list[ShardInfo], vers
     dataset_rows = []
     for shard in shards:
         with store.open(shard.index) as file:
-            uids = pq.read_table(file, columns=["uid"]).column("uid").unique()
+            uids = pq.ParquetFile(file).read(columns=["uid"], use_threads=False).column("uid").unique()
         dataset_rows.append(pa.table({"uid": uids.cast(pa.string()), "shard": pa.array([shard.path] * len(uids), pa.string())}))
     con.register("new_places", pa.concat_tables(dataset_rows) if dataset_rows else PLACEMENTS.empty_table())
     rows = con.sql("select n.uid, n.shard, k.sample from new_places n join kept k using (uid)").to_arrow_table()

@@ -202,7 +202,7 @@ class Ledger:
 
     def read(self, file: LedgerFile) -> pa.Table:
         with self.store.open(file.path) as opened:
-            return pq.read_table(opened)
+            return pq.ParquetFile(opened).read(use_threads=False)  # Arrow's threads must not outlive a Python file (shards/twin.py)
 
 
 def open_ledger(run: str, *, write: bool = False) -> Ledger:

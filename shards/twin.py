@@ -104,7 +104,10 @@ def decode_index(data: bytes, where: str, columns: Sequence[str] | None = None) 
     if missing:
         raise ShardError(f"{where}: the index has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
     try:
-        return file.read(columns=None if columns is None else list(columns)).replace_schema_metadata({"format": INDEX_FORMAT})
+        # Without Arrow's threads: one of them may hold the last share of `data`, and let go of it only when the interpreter is ending,
+        # which aborts the process. Whoever reads many indexes reads several at once.
+        table = file.read(columns=None if columns is None else list(columns), use_threads=False)
+        return table.replace_schema_metadata({"format": INDEX_FORMAT})
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{where}: the index is damaged: {error}") from error
 
