@@ -72,7 +72,7 @@ class DatasetFeed:
             plan = kept_plan(path, source, self.mixture, config, self.cost)
             packs = [(pack.items, pack.tokens, pack.patches, pack.cost) for pack in plan.window(0).packs]
             refuse_different(self.ranks, "plan", f"{plan.digest}, {digest_of(packs)}")
-            tell(plan, self.ranks.rank == 0)
+            tell(plan, self.ranks.rank == 0, steps=self.stage > 0)
             self._plans = {number: kept for number, kept in self._plans.items() if number == 0} | {epoch: plan}
         return self._plans[epoch]
 

