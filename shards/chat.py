@@ -2,7 +2,11 @@
 
 Form (VideoLLaMA3's processor): `<|im_start|>role\\n…<|im_end|>\\n` for each message, no system prompt of its own. A medium is its
 placeholders and a line break (one only, if the text after it brings its own); a video writes `Time 0.0s:` before each frame's
-placeholders and `,` between frames. Labels are the assistant's text and its `<|im_end|>`; everything else is -100.
+placeholders and `,` between frames. A streamed frame is a message of its own, `<|stream_start|>stream\\nTime 0.0s: …\\n<|stream_end|>\\n`
+(with a space there). Labels are the assistant's text and its `<|im_end|>`; everything else is -100.
+
+A tokenizer that has `<|stream_start|>` and `<|stream_end|>` gives their ids (VideoLLaMA3's has, and those of `train_tokenizer`); for one
+without, as Qwen2.5's, they are text, some five tokens each. Which it is follows from the tokenizer's digest, and so do counts.
 
 Against transformers' VideoLlama3Processor on the same prompt the ids are equal, but for two things: texts that spell a special or added
 token stay text here, and an answer that begins with white space does not fuse with the line break of its header.
@@ -11,7 +15,7 @@ token stay text here, and an answer that begins with white space does not fuse w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -19,8 +23,21 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from shards.errors import SampleError
-from shards.items import Item, Message
-from shards.tokenizer import END, IMAGE, SPECIALS, START, VIDEO, load_tokenizer, special_id, text_only, tokenizer_digest, train_tokenizer
+from shards.items import Item, Message, shown
+from shards.tokenizer import (
+    END,
+    IMAGE,
+    SPECIALS,
+    START,
+    STREAM_END,
+    STREAM_START,
+    VIDEO,
+    load_tokenizer,
+    special_id,
+    text_only,
+    tokenizer_digest,
+    train_tokenizer,
+)
 
 __all__ = [
     "IGNORED",
@@ -36,12 +53,13 @@ __all__ = [
 ]
 
 IGNORED = -100
-_TEXT_TOKENIZERS: WeakKeyDictionary[Any, Tokenizer] = WeakKeyDictionary()
+_TEXT_TOKENIZERS: WeakKeyDictionary[Any, tuple[Tokenizer, frozenset[str]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
 class MediumTokens:
-    """The visual tokens of one medium part: how many are kept of each frame (an image has one), and the frames' seconds (video only)."""
+    """The visual tokens of one medium of `shards.items.shown`: how many are kept of each frame (an image has one), and the frames' seconds
+    (video only)."""
 
     kind: Literal["image", "video"]
     per_frame_kept: Sequence[int]
@@ -69,18 +87,17 @@ class _Piece:
 
 
 def encode_item(item: Item, tokenizer: Any, media: Sequence[MediumTokens]) -> EncodedItem:
-    """`media`: one for each medium part, in the order of the messages. `tokenizer` of `shards.tokenizer.load_tokenizer`.
+    """`media`: one for each of `shards.items.shown`. `tokenizer` of `shards.tokenizer.load_tokenizer`.
 
     Texts never become special tokens, whatever they spell. A message is encoded as one string between its special tokens, as a processor
     that sees the whole prompt would; only the assistant's text begins anew after its header, as it does when it is generated.
-    Raises SampleError for text that is no Unicode and for streaming items (their messages have no form here yet), ValueError if `media`
-    are not those of the item.
+    Raises SampleError for text that is no Unicode and for what `shown` refuses, ValueError if `media` are not those of the item.
     """
-    text = _text_tokenizer(tokenizer)
+    text, specials = _text_tokenizer(tokenizer)
     ids: list[int] = []
     labelled: list[bool] = []
     visual: list[bool] = []
-    for piece in _pieces(item, media):
+    for piece in _joined(_pieces(item, media), specials):
         new = [special_id(tokenizer, piece.special)] * piece.repeat if piece.special else _encode(text, piece.text, item)
         ids += new
         labelled += [piece.labelled] * len(new)
@@ -101,60 +118,89 @@ def render_item(item: Item, media: Sequence[MediumTokens]) -> str:
 
 
 def _pieces(item: Item, media: Sequence[MediumTokens]) -> Iterator[_Piece]:
-    if item.task == "streaming":
-        raise SampleError("streaming items cannot be encoded: the stream message of each frame has no form here yet")
-    parts = [part for message in item.messages for part in message.content if part.type != "text"]
+    parts = shown(item)
     if [part.type for part in parts] != [medium.kind for medium in media]:
         raise ValueError(f"the item's media are {[p.type for p in parts]}, given were {[m.kind for m in media]}")
     waiting = iter(media)
+    streams: dict[int, MediumTokens] = {}
+    told: dict[int, int] = {}  # frames of a stream that messages have shown so far
     for message in item.messages:
+        if message.role == "stream":
+            number, until = message.content[0].media, message.content[0].until
+            if number not in streams:
+                streams[number] = next(waiting)
+            first, told[number] = told.get(number, 0), _frames_until(streams[number], until)
+            yield from _stream(streams[number], range(first, told[number]))
+            continue
         yield _Piece(special=START)
         answer = message.role == "assistant"
-        if answer:
-            yield _Piece(text="assistant\n")
-        yield from _joined(_content(message, waiting), "" if answer else f"{message.role}\n", answer)
+        yield _Piece(text=f"{message.role}\n")
+        yield from _content(message, waiting, answer)
         yield _Piece(special=END, labelled=answer)
+        yield _Piece(text="\n")
+    if any(told[number] != len(medium.times) for number, medium in streams.items()):
+        raise ValueError(f"the item streams {told} frames of its videos, given were {[len(medium.times) for medium in streams.values()]}")
+
+
+def _frames_until(medium: MediumTokens, until: float | None) -> int:
+    """How many frames begin at `until` or before; in float32, as the index holds their times."""
+    times = np.asarray(medium.times, dtype=np.float32)
+    return len(times) if until is None else int(np.searchsorted(times, np.float32(until), side="right"))
+
+
+def _stream(medium: MediumTokens, frames: range) -> Iterator[_Piece]:
+    for index in frames:
+        yield _Piece(special=STREAM_START)
+        yield _Piece(text=f"stream\nTime {medium.times[index]:.1f}s: ")
+        yield _Piece(special=VIDEO, repeat=medium.per_frame_kept[index])
+        yield _Piece(text="\n")
+        yield _Piece(special=STREAM_END)
         yield _Piece(text="\n")
 
 
-def _content(message: Message, waiting: Iterator[MediumTokens]) -> Iterator[_Piece]:
+def _content(message: Message, waiting: Iterator[MediumTokens], labelled: bool) -> Iterator[_Piece]:
+    """Placeholders are never labelled."""
     open_line = False  # a medium's line break is still to come
     for part in message.content:
         if part.type == "text":
             if part.text:
-                yield _Piece(text="\n" + part.text if open_line and not part.text.startswith("\n") else part.text)
+                text = "\n" + part.text if open_line and not part.text.startswith("\n") else part.text
+                yield _Piece(text=text, labelled=labelled)
                 open_line = False
             continue
         if open_line:
-            yield _Piece(text="\n")
-        yield from _placeholders(next(waiting))
+            yield _Piece(text="\n", labelled=labelled)
+        yield from _placeholders(next(waiting), labelled)
         open_line = True
     if open_line:
-        yield _Piece(text="\n")
+        yield _Piece(text="\n", labelled=labelled)
 
 
-def _placeholders(medium: MediumTokens) -> Iterator[_Piece]:
+def _placeholders(medium: MediumTokens, labelled: bool) -> Iterator[_Piece]:
     if medium.kind == "image":
         yield _Piece(special=IMAGE, repeat=sum(medium.per_frame_kept))
         return
     for index, (kept, seconds) in enumerate(zip(medium.per_frame_kept, medium.times, strict=True)):
-        yield _Piece(text=f"{',' if index else ''}Time {seconds:.1f}s:")
+        yield _Piece(text=f"{',' if index else ''}Time {seconds:.1f}s:", labelled=labelled)
         yield _Piece(special=VIDEO, repeat=kept)
 
 
-def _joined(pieces: Iterator[_Piece], head: str, labelled: bool) -> Iterator[_Piece]:
-    """Neighbouring texts as one, `head` before them; placeholders are never labelled."""
-    text = head
+def _joined(pieces: Iterator[_Piece], specials: frozenset[str]) -> Iterator[_Piece]:
+    """Neighbouring texts as one, where both or neither are labelled. Special tokens that are not of `specials` are texts."""
+    held = _Piece()
     for piece in pieces:
-        if not piece.special:
-            text += piece.text
+        if piece.special and piece.special not in specials:
+            piece = _Piece(text=piece.special * piece.repeat, labelled=piece.labelled)
+        if not piece.special and piece.labelled == held.labelled:
+            held = replace(held, text=held.text + piece.text)
             continue
-        if text:
-            yield _Piece(text=text, labelled=labelled)
-        yield piece
-        text = ""
-    if text:
-        yield _Piece(text=text, labelled=labelled)
+        if held.text:
+            yield held
+        if piece.special:
+            yield piece
+        held = _Piece(labelled=piece.labelled) if piece.special else piece
+    if held.text:
+        yield held
 
 
 def _encode(text: Tokenizer, string: str, item: Item) -> list[int]:
@@ -165,8 +211,11 @@ def _encode(text: Tokenizer, string: str, item: Item) -> list[int]:
     return text.encode(string, add_special_tokens=False).ids
 
 
-def _text_tokenizer(tokenizer: Any) -> Tokenizer:
+def _text_tokenizer(tokenizer: Any) -> tuple[Tokenizer, frozenset[str]]:
+    """(the vocabulary without added tokens, those of our special tokens that it has)."""
     found = _TEXT_TOKENIZERS.get(tokenizer)
     if found is None:
-        found = _TEXT_TOKENIZERS[tokenizer] = text_only(tokenizer)
+        known = tokenizer.get_added_vocab()
+        specials = {*SPECIALS, STREAM_START, STREAM_END} if {STREAM_START, STREAM_END} <= set(known) else SPECIALS
+        found = _TEXT_TOKENIZERS[tokenizer] = (text_only(tokenizer), frozenset(specials))
     return found

@@ -46,7 +46,7 @@ MEASURE_TYPE = pa.struct(
         pa.field("patches", pa.int32(), nullable=False),  # that pass the encoder
         pa.field("visual_tokens", pa.int32(), nullable=False),  # after merging, before compression
         pa.field("kept_tokens", pa.int32(), nullable=False),  # after compression at the profile's threshold
-        pa.field("media", pa.list_(MEASURED_MEDIUM_TYPE), nullable=False),  # one for each medium part, in the order of the messages
+        pa.field("media", pa.list_(MEASURED_MEDIUM_TYPE), nullable=False),  # one for each of shards.items.shown
     ]
 )
 

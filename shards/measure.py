@@ -13,7 +13,7 @@ from shards.chat import MediumTokens, count_item
 from shards.compression import compressed
 from shards.errors import LimitError, ProfileError, ShardError
 from shards.image import ImageHeader, decode_image, image_header
-from shards.items import Item
+from shards.items import Item, shown
 from shards.media import Limits
 from shards.preprocess import MediumSize, frame_grid, image_grid, medium_size, normalise, patchify, preprocess_image
 from shards.profile import Profile
@@ -36,17 +36,18 @@ class Medium:
         """Raises DecodeError, LimitError, as every use of a medium does."""
         return image_header(_bytes(self.data), self.limits) if self.kind == "image" else video_header(self.data, self.limits)
 
-    def frames(self, profile: Profile) -> int:
-        """Frames that are sampled under the profile: 1 for an image."""
+    def frames(self, profile: Profile, until: float | None = None) -> int:
+        """Frames that are sampled under the profile, those after `until` seconds left out: 1 for an image."""
         header = self.header
-        return 1 if isinstance(header, ImageHeader) else len(frame_times(header.duration, profile.fps, profile.max_frames))
+        return 1 if isinstance(header, ImageHeader) else len(frame_times(header.duration, profile.fps, profile.max_frames, until))
 
-    def measured(self, profile: Profile, count: int) -> dict[str, Any]:
-        """MEASURED_MEDIUM_TYPE of this medium among `count` images and frames of its item. An image is measured by its header alone."""
-        size = medium_size(self.header.width, self.header.height, self.frames(profile), profile, self.kind, count)
+    def measured(self, profile: Profile, count: int, until: float | None = None) -> dict[str, Any]:
+        """MEASURED_MEDIUM_TYPE of this medium, of a video as far as `until`, among `count` images and frames of its item. An image is
+        measured by its header alone."""
+        size = medium_size(self.header.width, self.header.height, self.frames(profile, until), profile, self.kind, count)
         key = (profile.digest, size)
         if key not in self._measured:
-            self._measured[key] = _measured_image(size, profile) if self.kind == "image" else _measured_video(self, size, profile)
+            self._measured[key] = _measured_image(size, profile) if self.kind == "image" else _measured_video(self, size, profile, until)
         return self._measured[key]
 
 
@@ -65,16 +66,16 @@ def measure_item(item: Item, media: Sequence[Medium], tokenizer: Any, profile: P
     """The MEASURE_TYPE struct of an item. `media` are the sample's, all of them: parts name them by place.
 
     The budget of visual tokens is split evenly over all images and frames of the item. Images cost their header, videos their sampled
-    frames (for their compression). Raises DecodeError and LimitError of the media, LimitError for more text tokens than
-    profile.max_text_tokens, SampleError for what `encode_item` refuses, ShardError for a part whose medium the sample lacks or has in
-    another kind.
+    frames (for their compression); a streamed video is one medium, as far as its last message shows it. Raises DecodeError and LimitError
+    of the media, LimitError for more text tokens than profile.max_text_tokens, SampleError for what `encode_item` refuses, ShardError for a
+    part whose medium the sample lacks or has in another kind.
     """
-    parts = [part for message in item.messages for part in message.content if part.type != "text"]
+    parts = shown(item)
     for part in parts:
         if not 0 <= part.media < len(media) or media[part.media].kind != part.type:
             raise ShardError(f"item {item.task}/{item.n} names {part.type} {part.media}; the sample has {[m.kind for m in media]}")
-    count = sum(media[part.media].frames(profile) for part in parts)
-    measured = [media[part.media].measured(profile, count) for part in parts]
+    count = sum(media[part.media].frames(profile, part.until) for part in parts)
+    measured = [media[part.media].measured(profile, count, part.until) for part in parts]
     sizes = [_size(medium) for medium in measured]
     kept = [kept_by_frame(_mask(medium), size.t, size.h, size.w, size.merge) for medium, size in zip(measured, sizes, strict=True)]
     tokens = [MediumTokens(part.type, k, m["times"]) for part, k, m in zip(parts, kept, measured, strict=True) if part.type != "text"]
@@ -95,9 +96,15 @@ def measure_item(item: Item, media: Sequence[Medium], tokenizer: Any, profile: P
 
 
 def load_medium(
-    data: bytes | BinaryIO, measured: Mapping[str, Any], kind: Literal["image", "video"], profile: Profile, limits: Limits
+    data: bytes | BinaryIO,
+    measured: Mapping[str, Any],
+    kind: Literal["image", "video"],
+    profile: Profile,
+    limits: Limits,
+    until: float | None = None,
 ) -> LoadedMedium:
-    """The patches of a medium at the grid that `measure_item` stored, with the stored mask (never computed again).
+    """The patches of a medium at the grid that `measure_item` stored, with the stored mask (never computed again). `until`: that of
+    its part in `shards.items.shown`.
 
     Raises DecodeError and LimitError of the medium; ProfileError if the pixels give another grid or other frame times than the measure
     says (another medium or profile); ShardError if the stored mask does not fit.
@@ -118,7 +125,7 @@ def load_medium(
         _must_fit(height, width, size, profile, kind)
         return size.h * profile.patch, size.w * profile.patch
 
-    frames = sample_frames(data, profile.fps, profile.max_frames, limits, target)
+    frames = sample_frames(data, profile.fps, profile.max_frames, limits, target, until)
     if not np.array_equal(frames.times, np.array(times, dtype=np.float32)):
         raise ProfileError(f"frames are sampled at other times than were measured under profile {profile.name!r}; measure it again")
     patches = normalise(patchify(frames.pixels, profile.patch, merge))
@@ -129,9 +136,9 @@ def _measured_image(size: MediumSize, profile: Profile) -> dict[str, Any]:
     return {**_numbers(size), "times": [], "mask": None, "keep": [1.0] * len(profile.report_thresholds)}
 
 
-def _measured_video(medium: Medium, size: MediumSize, profile: Profile) -> dict[str, Any]:
+def _measured_video(medium: Medium, size: MediumSize, profile: Profile, until: float | None) -> dict[str, Any]:
     target = (size.h * profile.patch, size.w * profile.patch)
-    frames = sample_frames(medium.data, profile.fps, profile.max_frames, medium.limits, lambda h, w, t: target)
+    frames = sample_frames(medium.data, profile.fps, profile.max_frames, medium.limits, lambda h, w, t: target, until)
     pixels, grid = patchify(frames.pixels, profile.patch, size.merge), (size.t, size.h, size.w, size.merge)
     mask, keep = compressed(pixels, *grid, profile.method, profile.threshold, profile.token_budget, profile.report_thresholds)
     return {

@@ -48,15 +48,17 @@ class Frames:
     times: np.ndarray
 
 
-def frame_times(duration: float, fps: float, max_frames: int) -> np.ndarray:
+def frame_times(duration: float, fps: float, max_frames: int, until: float | None = None) -> np.ndarray:
     """Where a clip is sampled: float64 (T) seconds, T ≥ 1.
 
     The times k/fps for k = 0, 1, … below `duration`; if these are more than `max_frames`, then `max_frames` of them, spread evenly from
-    the first to the last (the places floor(linspace(0, n-1, max_frames)), as VideoLLaMA3's processor chooses).
+    the first to the last (the places floor(linspace(0, n-1, max_frames)), as VideoLLaMA3's processor chooses). Of these, with `until`
+    (≥ 0), the ones at it or before; in float32, in which times are stored.
     """
     count = max(int(np.ceil(round(duration * fps, 6))), 1)
     places = np.arange(count) if count <= max_frames else np.linspace(0, count - 1, max_frames, dtype=int)
-    return places / fps
+    times = places / fps
+    return times if until is None else times[times.astype(np.float32) <= np.float32(until)]
 
 
 def video_header(file: VideoData, limits: Limits) -> VideoHeader:
@@ -77,7 +79,9 @@ def video_header(file: VideoData, limits: Limits) -> VideoHeader:
     return VideoHeader(codec, *size, max(frames, 1), fps or frames / max(duration, 1e-3), duration)
 
 
-def sample_frames(file: VideoData, fps: float, max_frames: int, limits: Limits, size: TargetSize | None = None) -> Frames:
+def sample_frames(
+    file: VideoData, fps: float, max_frames: int, limits: Limits, size: TargetSize | None = None, until: float | None = None
+) -> Frames:
     """The frames on screen at `frame_times`, each turned as the rotation metadata says and resized (bicubic, Pillow) as soon as it is
     chosen to `size(height, width, T)` → (height, width), so that T × target size is all that is held.
 
@@ -87,7 +91,7 @@ def sample_frames(file: VideoData, fps: float, max_frames: int, limits: Limits, 
     """
     with _opened(file, limits) as (container, stream):
         duration = _told_duration(container, stream)
-    times = frame_times(_count_packets(file, limits)[1] if duration is None else duration, fps, max_frames)
+    times = frame_times(_count_packets(file, limits)[1] if duration is None else duration, fps, max_frames, until)
     clock = _Clock(limits)
     held: np.ndarray | None = None
     with _opened(file, limits) as (container, stream):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shards.chat import MediumTokens, encode_item
 from shards.errors import ShardError
+from shards.items import shown
 from shards.measure import load_medium
 from shards.places import Fetched, Place, PlacesReader
 from shards.tokens import kept_by_frame
@@ -65,11 +66,11 @@ def load_item(
 ) -> LoadedItem:
     """The item's tokens, and its media decoded as they were measured (shards.index.MEASURE_TYPE). Raises SampleError for media that do not
     decode, or not to what was measured."""
-    places = [(part.type, part.media) for message in item.messages for part in message.content if part.type != "text"]
     media: list[LoadedMedium] = []
     tokens: list[MediumTokens] = []
-    for (kind, place), facts in zip(places, measured["media"], strict=True):
-        loaded = load_medium(raw.media[place], facts, kind, profile, limits)
+    for part, facts in zip(shown(item), measured["media"], strict=True):
+        kind: Literal["image", "video"] = "video" if part.type == "video" else "image"
+        loaded = load_medium(raw.media[part.media], facts, kind, profile, limits, part.until)
         keep = loaded.mask if compress else None
         media.append(LoadedMedium(kind == "video", *loaded.grid, loaded.merge, loaded.patches, keep))
         tokens.append(MediumTokens(kind, kept_by_frame(keep, *loaded.grid, loaded.merge), facts["times"]))
