@@ -13,9 +13,10 @@ from curation.compose_charts import Chart, record_chart
 from curation.compose_ocr import Line, box_text, boxed, ocr_answer, recognised_lines
 from curation.compose_prompts import PROMPTS, check_prompts, question
 from curation.compose_regions import Form, Region, Unit, chosen, line_regions, record_regions
-from curation.conversations import from_llava
+from curation.conversations import from_llava, from_stream
 from curation.step import ALL_KINDS, Column, How, Row, SampleView, Step
 from curation.view import each
+from shards.errors import SampleError
 from shards.items import TASKS, Item, Message, Part, items_to_json
 from shards.sample import digest_of
 from shards.sources.texts import look_up
@@ -44,7 +45,7 @@ class What:
     captions            task -> columns its caption comes from, the first that is not NULL or empty; "caption",
                         "transcription" and "text" are the sample's own.
     conversations       source -> task that its conversations teach, where that is not told by their media: {charts: chart, moments:
-                        temporal_grounding}.
+                        temporal_grounding}. One that teaches streaming has a time in each turn.
     max_caption_chars   a longer caption is the sample's error: it is runaway output, or no caption.
     ocr                 prefix of the OCR step whose columns are read, without the underscore ("ocr"); "" = transcriptions alone are used.
     min_ocr_confidence  recognised lines below it are left out (0..1).
@@ -107,7 +108,7 @@ def _of_sample(what: What, view: SampleView) -> Iterator[Made]:
         spoken = "chart"
     talk = what.conversations.get(sample.source, spoken)
     if texts.conversations and talk in what.tasks:
-        messages = from_llava(texts.conversations, kinds)
+        messages = _streamed(view) if talk == "streaming" else from_llava(texts.conversations, kinds)
         if messages:
             yield talk, messages
     if not kinds and said(texts.text):
@@ -120,6 +121,17 @@ def _of_sample(what: What, view: SampleView) -> Iterator[Made]:
     for number, kind in enumerate(kinds):
         if kind == "image":
             yield from _of_picture(what, view, number, chart)
+
+
+def _streamed(view: SampleView) -> tuple[Message, ...]:
+    texts = view.sample.texts
+    start = texts.meta.get("start_time")
+    if isinstance(start, (int, float)) and start > 0:  # as VideoLLaMA3's records say it; the times of its turns count from the file's start
+        raise SampleError(
+            f"its record streams a part of the video, from start_time = {start} s on: cut that part out first, give times from its start, "
+            "and leave start_time out"
+        )
+    return from_stream(texts.conversations, [medium.kind for medium in view.sample.media])
 
 
 def _of_picture(what: What, view: SampleView, number: int, chart: Chart | None) -> Iterator[Made]:
@@ -256,8 +268,8 @@ def _check(what: What) -> None:
     unknown = [task for task in what.tasks if task not in COMPOSED and task not in named]
     if unknown or not what.tasks:
         raise ValueError(f"tasks: {unknown or 'none'}; compose makes {', '.join(COMPOSED)}, and what `conversations` says")
-    if wrong := sorted(named - set(TASKS) | named & {"streaming"}):
-        raise ValueError(f"conversations: {', '.join(wrong)}; a conversation may teach {', '.join(t for t in TASKS if t != 'streaming')}")
+    if wrong := sorted(named - set(TASKS)):
+        raise ValueError(f"conversations: {', '.join(wrong)}; a conversation may teach {', '.join(TASKS)}")
     if left := sorted(named - set(what.tasks)):
         raise ValueError(f"conversations: {', '.join(left)} is not among `tasks`, so nothing would come of them")
     check_prompts(what.prompts)

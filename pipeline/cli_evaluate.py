@@ -31,7 +31,7 @@ def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="…/checkpoints/stage<k>/final, an export, or a VideoLLaMA3 in transformers' layout.")],
     dataset: Annotated[str, typer.Argument(help="The dataset's folder or URL.")],
     split: Annotated[str, typer.Option(help="Which of its splits.")] = "val",
-    metrics: Annotated[str, typer.Option(help="auto, or of loss,exact_match,anls,characters,choice,caption, by commas.")] = "auto",
+    metrics: Annotated[str, typer.Option(help="auto, or of loss,exact_match,anls,characters,choice,iou,caption, by commas.")] = "auto",
     items: Annotated[int | None, typer.Option(min=1, help="Ask so many items of each task, always the same; else all.")] = None,
     packs: Annotated[int, typer.Option(min=1, help="The loss is taken over about so many packs, always the same.")] = 64,
     answers: Annotated[str | None, typer.Option("--out", help="A file of all answers with their scores, JSON lines.")] = None,

@@ -75,7 +75,7 @@ class Texts:
 
     caption: str | None = None
     transcription: str | None = None
-    conversations: tuple[Mapping[str, str], ...] = ()  # LLaVA form: {"from": "human" | "gpt" | "system", "value": text}
+    conversations: tuple[Mapping[str, Any], ...] = ()  # LLaVA form: {"from": human | gpt | system, "value": text}; "time": float seconds
     text: str | None = None  # running text of a text-only sample
     meta: Mapping[str, Any] = field(default_factory=dict)
 

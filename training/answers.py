@@ -20,6 +20,7 @@ from shards.errors import ConfigError
 from training.captions import caption_scores
 from training.durable import replace_text
 from training.generate import Bounds, generate
+from training.intervals import RECALLS, intervals_of, iou
 from training.questions import Asker, Chosen, Failed, Question
 from training.rank_group import agreed
 from training.scores import anls, characters, choice, chosen, exact_match, metrics_of
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from training.engine import Ranks
 
 TEXT_METRICS = {"exact_match": exact_match, "anls": anls, "characters": characters}
-METRICS = ("auto", "loss", *TEXT_METRICS, "choice", "caption")
+METRICS = ("auto", "loss", *TEXT_METRICS, "choice", "iou", "caption")
+_RECALLS = {f"recall_{bound:g}": bound for bound in RECALLS}
 _AHEAD = 2  # chunks of items that are read and decoded while one is answered
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -138,8 +140,9 @@ def answer_all(
 def score_answers(answers: Sequence[Answer], metrics: Sequence[str]) -> tuple[list[Answer], dict[str, dict[str, Score]]]:
     """(the answers with their scores, task → metric → score). `metrics` of `wanted_metrics`.
 
-    A metric that is named is taken of every answer, choice of those with options; `auto` chooses by training.scores.metrics_of. Beside
-    choice stands `named`, the share of answers that name an option at all.
+    A metric that is named is taken of every answer, choice of those with options, iou of those with an interval in a gold answer; `auto`
+    chooses by training.scores.metrics_of. Beside choice stands `named`, the share of answers that name an option at all, beside iou the
+    share of answers that reach 0.3, 0.5 and 0.7 (`recall_0.5`).
     """
     scored: list[Answer] = []
     captions: dict[str, list[int]] = defaultdict(list)
@@ -149,6 +152,9 @@ def score_answers(answers: Sequence[Answer], metrics: Sequence[str]) -> tuple[li
         if "choice" in chosen_metrics and answer.options:
             scores["choice"] = choice(answer.answer, answer.gold, answer.options)
             scores["named"] = float(chosen(answer.answer, answer.options) is not None)
+        if "iou" in chosen_metrics and any(map(intervals_of, answer.gold)):
+            scores["iou"] = iou(answer.answer, answer.gold)
+            scores |= {name: float(scores["iou"] >= bound) for name, bound in _RECALLS.items()}
         if "caption" in chosen_metrics:
             captions[answer.task].append(number)
         scored.append(replace(answer, scores=scores))
@@ -161,7 +167,7 @@ def score_answers(answers: Sequence[Answer], metrics: Sequence[str]) -> tuple[li
                 scored[number], scores={**scored[number].scores, **{name: values[place] for name, values in found.each.items()}}
             )
     for task in dict.fromkeys(answer.task for answer in answers):
-        for name in (*TEXT_METRICS, "choice", "named"):
+        for name in (*TEXT_METRICS, "choice", "named", "iou", *_RECALLS):
             values = [a.scores[name] for a in scored if a.task == task and name in a.scores]
             if values:
                 by_task[task][name] = Score(math.fsum(values) / len(values), len(values))

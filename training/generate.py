@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,17 +54,36 @@ class Bounds:
 
 def prompts_of(item: LoadedItem, tokenizer: Any) -> list[Prompt]:
     """A prompt for each assistant's turn, in order: the tokens of training up to its first label, the gold answers of earlier turns among
-    them. A medium belongs to the prompts that come after it."""
-    places = (special_id(tokenizer, IMAGE), special_id(tokenizer, VIDEO))
+    them. A medium belongs to the prompts that come after it, a streamed video with the frames that were shown before."""
+    places = {False: special_id(tokenizer, IMAGE), True: special_id(tokenizer, VIDEO)}
     labelled = np.concatenate([[False], np.asarray(item.labels) != IGNORED])
     starts = np.flatnonzero(labelled[1:] & ~labelled[:-1])
-    ends = np.cumsum([m.kept for m in item.media])
     found = []
     for start in starts.tolist():
         ids = np.asarray(item.input_ids[:start], dtype=np.int64)
-        count = int(np.searchsorted(ends, np.isin(ids, places).sum(), "right"))
-        found.append(Prompt(ids, item.media[:count]))
+        found.append(Prompt(ids, _shown(item.media, {video: int((ids == token).sum()) for video, token in places.items()})))
     return found
+
+
+def _shown(media: Sequence[LoadedMedium], left: dict[bool, int]) -> tuple[LoadedMedium, ...]:
+    """What so many placeholders show of the media. left: placeholders of images (False) and of videos (True)."""
+    found = []
+    for medium in media:
+        if 0 < left[medium.video] < medium.kept:
+            medium = _first_frames(medium, left[medium.video])
+        if left[medium.video]:
+            found.append(medium)
+            left[medium.video] -= medium.kept
+    return tuple(found)
+
+
+def _first_frames(video: LoadedMedium, kept: int) -> LoadedMedium:
+    """A video up to the frame whose last kept token is the `kept`-th."""
+    tokens = video.visual // video.t
+    keep = np.ones(video.visual, dtype=bool) if video.keep is None else video.keep
+    frames = int(np.searchsorted(keep.reshape(video.t, tokens).sum(axis=1).cumsum(), kept)) + 1
+    pixels, mask = video.pixels[: frames * video.h * video.w], video.keep
+    return replace(video, t=frames, pixels=pixels, keep=None if mask is None else mask[: frames * tokens])
 
 
 def batches_of(prompts: Sequence[Prompt], bounds: Bounds) -> Iterator[list[int]]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.errors import ConfigError, ProfileError, SampleError, ShardError
-from shards.items import Item, Message
+from shards.items import Item, Message, Part
 from shards.media import Limits
 from shards.sample import digest_of
 from shards.sources.texts import look_up
@@ -35,6 +35,7 @@ log = logging.getLogger("fovea")
 
 INDEXES = 64  # of shards, held for reading: neighbours in length lie in many shards where a few items of each are asked
 _ROWS = 4096  # of small shards that are put in order together, so that batches of like length are full
+_ASKING = ("user", "stream")  # who is answered: in a stream also what is to be seen
 _THREADS = 4  # that read the indexes when items are chosen
 
 
@@ -43,7 +44,7 @@ class Question:
     """One turn of an item.
 
     turn    the how manieth answer of its conversation, from 0.     source  of the sample.
-    asked   the user's words since the answer before, media as `<image>` and `<video>`.
+    asked   the user's words since the answer before, media as `<image>` and `<video>`; frames that came in as `<video until 3.0 s>`.
     golds   right answers: the item's own, then those of the field that `gold` names.     options  letter → text, or nothing.
     prompt  everything before the answer, the gold answers of earlier turns among it.
     """
@@ -187,7 +188,7 @@ class Asker:
         record = self.dataset.record(raw)
         item = find_item(record["items"], name)
         turns = [number for number, message in enumerate(item.messages) if message.role == "assistant"]
-        if not any(message.role == "user" for message in item.messages):
+        if not any(message.role in _ASKING for message in item.messages):
             return []
         prompts = prompts_of(self._loaded(name, item, raw, row), self.tokenizer)
         if len(prompts) != len(turns):
@@ -196,7 +197,7 @@ class Asker:
         questions = []
         for number, (turn, prompt) in enumerate(zip(turns, prompts, strict=True)):
             before = item.messages[(turns[number - 1] + 1 if number else 0) : turn]
-            if not any(message.role == "user" for message in before):
+            if not any(message.role in _ASKING for message in before):
                 continue
             asked = "\n".join(_text(message) for message in before)
             golds = tuple(dict.fromkeys([_text(item.messages[turn]), *more[number]]))
@@ -229,10 +230,10 @@ class Asker:
 
 
 def _asked_of(source: DatasetIndex, columns: Sequence[str], shard: str) -> pa.Table:
-    """The rows of a shard's index that have a form as a prompt, with their numbers (row)."""
+    """The rows of a shard's index that have an item, with their numbers (row)."""
     table = source.read(shard, columns)
     table = table.append_column("row", pa.array(np.arange(len(table), dtype=np.int64)))
-    return table.filter((pc.field("task") != "") & (pc.field("task") != "streaming"))
+    return table.filter(pc.field("task") != "")
 
 
 def _keep_first(best: dict[str, list[tuple[str, int, int]]], place: int, table: pa.Table, items: int) -> None:
@@ -245,7 +246,11 @@ def _keep_first(best: dict[str, list[tuple[str, int, int]]], place: int, table: 
 
 
 def _text(message: Message) -> str:
-    return "\n".join(part.text if part.type == "text" else f"<{part.type}>" for part in message.content)
+    return "\n".join(part.text if part.type == "text" else _named(part) for part in message.content)
+
+
+def _named(part: Part) -> str:
+    return f"<{part.type}>" if part.until is None else f"<{part.type} until {part.until:.1f} s>"
 
 
 def _is_texts(value: Any) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
+from training.intervals import intervals_of
+
 ANLS_THRESHOLD = 0.5
 SHORT_WORDS = 5  # an answer of more words is a sentence: to be told in the very words is then no measure
 
@@ -142,7 +144,9 @@ def metrics_of(task: str, golds: Sequence[str], options: Mapping[str, str]) -> t
         return ("caption",)
     if task in ("ocr", "document"):
         return ("anls", "characters")
-    if task in ("grounding", "temporal_grounding"):
+    if task == "temporal_grounding" and any(map(intervals_of, golds)):
+        return ("iou",)
+    if task == "grounding":
         return ("exact_match",)
     if any(len(gold.split()) > SHORT_WORDS for gold in golds):
         return ("caption",)

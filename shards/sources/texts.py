@@ -16,6 +16,7 @@ from shards.sources.spec import ROLES, SourceSpec
 
 MEND = "name another field in the source's `fields`, or switch the role off with null"
 DEFAULTS = {role: role for role in ROLES}
+_LATEST = 1e9  # seconds
 NESTING = 64  # levels of a record; writers of JSON further down recurse
 SPEAKERS = {"user": "human", "assistant": "gpt", "human": "human", "gpt": "gpt", "system": "system"}
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -116,7 +117,7 @@ def _text(value: Any, name: str, where: str) -> str | None:
     return value
 
 
-def _conversations(value: Any, name: str, where: str) -> tuple[Mapping[str, str], ...]:
+def _conversations(value: Any, name: str, where: str) -> tuple[Mapping[str, Any], ...]:
     if value is None:
         return ()
     if isinstance(value, str):
@@ -125,7 +126,7 @@ def _conversations(value: Any, name: str, where: str) -> tuple[Mapping[str, str]
         value = _rows(value)  # a list of objects as Hugging Face's Sequence stores it: an object of lists
     if not isinstance(value, (list, tuple)):
         raise SourceError(f"{where}: field {name!r} is {_kind(value)}, not a list of messages; {MEND}")
-    messages: list[Mapping[str, str]] = []
+    messages: list[Mapping[str, Any]] = []
     for n, message in enumerate(value):
         if not isinstance(message, Mapping):
             raise SourceError(f"{where}: message {n} of {name!r} is {_kind(message)}, not an object")
@@ -137,8 +138,14 @@ def _conversations(value: Any, name: str, where: str) -> tuple[Mapping[str, str]
         said = _text(_joined(message.get("value", message.get("content"))), f"{name}[{n}].value", where)
         if not isinstance(speaker, str) or speaker not in SPEAKERS or said is None:
             raise SourceError(f"{where}: message {n} of {name!r} needs 'from' (human, gpt, system) and 'value'")
-        messages.append({"from": SPEAKERS[speaker], "value": said})
+        messages.append({"from": SPEAKERS[speaker], "value": said} | _timed(message.get("time")))
     return tuple(messages)
+
+
+def _timed(seconds: Any) -> dict[str, float]:
+    """When a message is said in its video; what is no number says nothing."""
+    told = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and abs(seconds) <= _LATEST
+    return {"time": float(seconds)} if told else {}
 
 
 def _rows(columns: Mapping[str, Any]) -> Any:

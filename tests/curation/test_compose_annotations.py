@@ -303,7 +303,7 @@ def test_a_source_may_say_what_its_conversations_teach() -> None:
 
 
 @pytest.mark.parametrize(
-    ("conversations", "why"), [({"a": "talk"}, "talk"), ({"a": "streaming"}, "streaming"), ({"a": "grounding"}, "not among")]
+    ("conversations", "why"), [({"a": "talk"}, "talk"), ({"a": "streaming"}, "not among"), ({"a": "grounding"}, "not among")]
 )
 def test_what_conversations_cannot_teach_is_refused(conversations: dict[str, str], why: str) -> None:
     assert STEP.check is not None

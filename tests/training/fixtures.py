@@ -84,12 +84,15 @@ class Made:
     question: str
     answer: str
     media: tuple[tuple[str, str, bytes], ...] = ()  # (kind, name, bytes)
+    messages: tuple[Message, ...] = ()  # in place of question and answer
 
     @property
     def uid(self) -> str:
         return uid_of("real", self.key)
 
     def item(self) -> Item:
+        if self.messages:
+            return Item(self.task, 0, self.messages)
         parts = [Part(kind, media=i) for i, (kind, _, _) in enumerate(self.media)]  # type: ignore[arg-type]
         asked = Message("user", (*parts, Part("text", text=self.question)))
         return Item(self.task, 0, (asked, Message("assistant", (Part("text", text=self.answer),))))

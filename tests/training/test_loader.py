@@ -16,6 +16,7 @@ import torch
 from shards.chat import load_tokenizer
 from shards.errors import ConfigError, ProfileError, ShardError
 from shards.image import decode_image
+from shards.items import Message, Part, Role
 from shards.media import Limits
 from shards.preprocess import preprocess_image
 from shards.profile import Profile, load_profile
@@ -135,6 +136,20 @@ def made(folder: Path, samples: list[Made], **replaced: bytes) -> Corpus:
     return Corpus(write_dataset(folder, samples, profile, tokenizer, replaced=replaced), tokenizer, profile)
 
 
+def says(role: Role, *parts: str | Part) -> Message:
+    return Message(role, tuple(Part("text", text=part) if isinstance(part, str) else part for part in parts))
+
+
+STREAM = (  # its clip has a fourth frame, at 0.75 s, which is not of the item
+    says("user", "Say when it moves."),
+    says("stream", Part("video", media=0, until=0.3)),
+    says("assistant", "Now."),
+    says("user", Part("image", media=1), "Is it this?"),
+    says("stream", Part("video", media=0, until=0.5)),
+    says("assistant", "No."),
+)
+
+
 def clips_and_pictures() -> list[Made]:
     clips = [("video", f"{c}.mp4", small_dataset.clip(c, True)) for c in small_dataset.COLOURS]
     pictures = [("image", f"{i}.jpg", small_dataset.picture("red", "circle", i)) for i in range(6)]
@@ -143,6 +158,7 @@ def clips_and_pictures() -> list[Made]:
         *(Made(f"p{i}", "vqa", "What is it?", "a red circle", (picture,)) for i, picture in enumerate(pictures)),
         Made("both", "multi_image", "Compare.", "One moves.", (pictures[0], clips[1], pictures[3])),
         Made("words", "text", "What is it?", "It is a text."),
+        Made("live", "streaming", "", "", (clips[2], pictures[2]), STREAM),
     ]
 
 
@@ -162,7 +178,7 @@ def test_compression_is_the_stored_mask_or_none(tmp_path: Path, compress: bool) 
 
 
 def test_loaded_packs_do_not_leak(tmp_path: Path) -> None:
-    """From shards to logits: pictures, compressed clips, both in one item, and text, packed and one by one."""
+    """From shards to logits: pictures, compressed clips, both in one item, text, and a stream with a picture, packed and one by one."""
     corpus = made(tmp_path, clips_and_pictures())
     ids = {name: corpus.tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
     shape = TinyShape(hidden=64, llm_layers=2, heads=4, kv_heads=2, vision_hidden=64, vision_layers=2, vision_heads=4)
@@ -184,6 +200,23 @@ def test_loaded_packs_do_not_leak(tmp_path: Path) -> None:
         [step] = corpus.loader(alone, Mixture(where=f"uid = '{name.uid}'")).steps()
         expected = logits(step.batches[0])
         assert (together[item == number] - expected).abs().max() <= 1e-5
+
+
+def test_a_stream_is_decoded_and_counted_once(tmp_path: Path) -> None:
+    corpus = made(tmp_path, [one for one in clips_and_pictures() if one.key in ("live", "clip-2")])
+    loader = corpus.loader(replace(CONFIG, packs=1), Mixture(where="task = 'streaming'"))
+    [step] = loader.steps()
+    [row], [pack] = items(loader.plan), step.batches
+    clip, picture = row["tiny"]["media"]
+    assert [(m["t"], m["times"]) for m in (clip, picture)] == [(3, [0.0, 0.25, 0.5]), (1, [])]
+    assert pack.video_grid_thw is not None
+    assert pack.video_grid_thw.tolist() == [[3, clip["h"], clip["w"]]]
+    assert pack.counts.patches == row["tiny"]["patches"] == clip["h"] * clip["w"] * 3 + picture["h"] * picture["w"]
+    assert 0 < pack.counts.kept < pack.counts.visual
+    (one,) = [sample for sample in clips_and_pictures() if sample.key == "live"]
+    dataset = Dataset.open(str(corpus.path))
+    [json_bytes] = [r["json"]["length"] for r in dataset.index(["uid", "json"]).to_pylist() if r["uid"] == one.uid]
+    assert step.bytes_used == json_bytes + sum(len(data) for _, _, data in one.media)
 
 
 def test_repeats_of_a_mixture_are_loaded(small: Corpus) -> None:

@@ -9,6 +9,7 @@ import pytest
 from shards.errors import ConfigError
 from training.answers import Answer, Score, score_answers, wanted_metrics
 from training.captions import caption_scores, words
+from training.intervals import intervals_of, iou
 from training.scores import anls, characters, choice, chosen, exact_match, metrics_of, normalised, options_of
 
 
@@ -141,7 +142,9 @@ def test_a_single_caption_has_no_cider_and_words_are_those_of_the_treebank() -> 
         ("document", "word " * 100, ("anls", "characters")),
         ("ocr", "EXIT", ("anls", "characters")),
         ("video", "to the left", ("exact_match",)),
-        ("temporal_grounding", "1.0-2.0 s", ("exact_match",)),
+        ("temporal_grounding", "1.0-2.0 s", ("iou",)),
+        ("temporal_grounding", "never", ("exact_match",)),
+        ("streaming", "1.0-2.0 s", ("exact_match",)),
     ],
 )
 def test_auto_goes_by_the_task_and_by_how_long_the_gold_answer_is(task: str, gold: str, metrics: tuple[str, ...]) -> None:
@@ -179,6 +182,55 @@ def test_scores_are_means_over_the_answers_they_apply_to() -> None:
     _, named = score_answers(asked, ["anls", "choice"])
     assert named["vqa"]["anls"].n == 4
     assert named["short_caption"]["anls"].n == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "intervals"),
+    [
+        ("1.0-2.0 s", [(1.0, 2.0)]),
+        ("It happens from 1 to 2.5 seconds.", [(1.0, 2.5)]),
+        ("4.5s - 3s", [(3.0, 4.5)]),
+        ("between 0:58 and 1:05.5", [(58.0, 65.5)]),
+        ("1.0-2.0 s and 5.0-6.0 s, .5 to 01:00:00", [(1.0, 2.0), (5.0, 6.0), (0.5, 3600.0)]),
+        ("start: 3.0, end: 4.5", [(3.0, 4.5)]),
+        ("in 2020", []),
+        ("1, 2, 3", []),
+        ("never", []),
+    ],
+)
+def test_intervals_however_they_are_told(text: str, intervals: list[tuple[float, float]]) -> None:
+    assert intervals_of(text) == intervals
+
+
+@pytest.mark.parametrize(
+    ("answer", "golds", "value"),
+    [
+        ("1.0-2.0 s", ["1.0-2.0 s"], 1.0),
+        ("from 2 to 4", ["1.0-3.0 s"], 1 / 3),
+        ("0-4 s", ["1.0-2.0 s", "never", "0-3 s"], 3 / 4),
+        ("1-2 s, 1.5-3 s", ["2-3 s, 5-6 s"], 1 / 3),  # 1 s of 1-3 and 5-6
+        ("5-6 s", ["1-2 s"], 0.0),
+        ("I do not know", ["1-2 s"], 0.0),
+        ("2-2 s", ["2.0-2.0 s"], 1.0),
+        ("2-2 s", ["1-3 s"], 0.0),
+    ],
+)
+def test_overlap_of_intervals(answer: str, golds: list[str], value: float) -> None:
+    assert iou(answer, golds) == pytest.approx(value)
+
+
+def test_moments_are_scored_by_their_overlap() -> None:
+    said = ["1.0-2.0 s", "1.0-3.5 s", "9 to 10", "?"]
+    asked = [_answer(n, "temporal_grounding", "1.0-2.0 s", text) for n, text in enumerate(said)]
+    scored, by_task = score_answers([*asked, _answer(4, "temporal_grounding", "never", "Never.")], ["auto"])
+    assert by_task["temporal_grounding"] == {
+        "exact_match": Score(1.0, 1),
+        "iou": Score(pytest.approx((1 + 0.4) / 4), 4),
+        "recall_0.3": Score(0.5, 4),
+        "recall_0.5": Score(0.25, 4),
+        "recall_0.7": Score(0.25, 4),
+    }
+    assert scored[1].scores["recall_0.3"] == 1.0
 
 
 def test_metrics_that_are_not_known_are_refused() -> None:
