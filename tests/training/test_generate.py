@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import io
+from contextlib import closing
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoProcessor, GenerationConfig, VideoLlama3ForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
+from shards.items import Message, Part
 from shards.media import Limits
+from shards.places import PlacesReader
 from shards.profile import load_profile
+from shards.reader import Dataset
 from shards.tokenizer import END, PAD, load_tokenizer, special_id, tokenizer_digest, train_tokenizer
 from shards.video import sample_frames
 from tests.training import asked, handmade
 from training.checkpoint import save_final
+from training.collate import LoadedItem, collate
 from training.engine import Ranks, start_ranks
 from training.export import export
 from training.generate import Bounds, Generated, Prompt, batches_of, generate
 from training.launch import tokenizer_files
 from training.model import build_tiny, special_ids
-from training.questions import Question
+from training.questions import Asker, Question
 
 NEW = 12
 
@@ -116,6 +123,59 @@ def test_a_later_turn_is_asked_after_the_gold_answers_before_it(made: SimpleName
     said = made.tokenizer.decode(after[len(before) :])
     assert said.startswith("red<|im_end|>\n<|im_start|>user\n")
     assert said.endswith("And now?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def _shows(until: float) -> Message:
+    return Message("stream", (Part("video", media=0, until=until),))
+
+
+LIVE = asked.Asked(
+    "live",
+    "streaming",
+    (
+        asked.user("Say what happens."),
+        _shows(0.3),
+        asked.says("red"),
+        asked.user("Is it this?", ("image", 1)),
+        _shows(0.5),
+        asked.says("blue"),
+        asked.says("green"),
+        _shows(0.8),
+        asked.says("moves right"),
+    ),
+    (("video", asked.clip("red", True)), ("image", asked.square("blue", 2))),
+)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_timed_answer_is_asked_after_the_frames_before_it(made: SimpleNamespace, tmp_path: Path, compress: bool) -> None:
+    """Its prompt is the trained item up to it, and only those frames pass the encoder."""
+    profile = replace(made.profile, fps=4.0)
+    dataset = asked.write(tmp_path, [LIVE], made.tokenizer, profile)
+    with closing(PlacesReader(Dataset.open(dataset), 1)) as reader:
+        asker = Asker(reader, profile, made.tokenizer, compress, {}, Limits())
+        (table,) = asker.tables(asker.choose("val", None))
+        questions, failed, unasked = asker.ask(table)
+    assert (failed, unasked) == ([], 0)
+    assert [(q.turn, q.asked, q.golds) for q in questions] == [
+        (0, "Say what happens.\n<video until 0.3 s>", ("red",)),
+        (1, "Is it this?\n<image>\n<video until 0.5 s>", ("blue",)),
+        (3, "<video until 0.8 s>", ("moves right",)),
+    ], "what is said without a question or a frame is not asked for"
+    assert [[(m.video, m.t) for m in q.prompt.media] for q in questions] == [[(True, 2)], [(True, 3), (False, 1)], [(True, 4), (False, 1)]]
+    assert [q.prompt.media[0].keep is None for q in questions] == [not compress] * 3
+
+    def logits(prompt: Prompt) -> Any:
+        batch = collate([LoadedItem(questions[0].name, prompt.input_ids, np.full_like(prompt.input_ids, -100), prompt.media)], patch=14)
+        with torch.no_grad():
+            return made.model.eval()(**batch.model_inputs(), use_cache=False).logits[0]
+
+    whole = logits(questions[-1].prompt)
+    for question in questions[:-1]:
+        ids = question.prompt.input_ids
+        assert ids.tolist() == questions[-1].prompt.input_ids[: len(ids)].tolist()
+        assert (logits(question.prompt) - whole[: len(ids)]).abs().max() <= 1e-5
+    assert _ours(made, [q.prompt for q in questions]) == [_ours(made, [q.prompt])[0] for q in questions]
 
 
 def test_the_models_own_settings_change_nothing(made: SimpleNamespace) -> None:
