@@ -111,6 +111,78 @@ def test_video_prompt_equals_transformers(qwen: Any) -> None:
     assert "Time 0.0s:" + VIDEO * 12 + ",Time 0.5s:" + VIDEO + ",Time 1.0s:" in qwen.decode(encoded.input_ids)
 
 
+CLIP, CLIP_2, PICTURE = Part("video", media=0), Part("video", media=1), Part("image", media=2)
+CONVERSATIONS: dict[str, tuple[tuple[tuple[str, list[Part]], ...], str]] = {
+    "a moment": (
+        (
+            ("user", [CLIP, text("When does it flip? Give the start and end in seconds.")]),
+            ("assistant", [text("0.5-1.0 s")]),
+        ),
+        f"{START}user\n{VIDEO}\nWhen does it flip? Give the start and end in seconds.{END}\n{START}assistant\n0.5-1.0 s{END}\n",
+    ),
+    "a caption, turns and a system's word": (
+        (
+            ("system", [text("Be brief.")]),
+            ("user", [CLIP, text("Describe it.")]),
+            ("assistant", [text("It flips,  twice.\n\nThen no more.")]),
+            ("user", [text("At 1.0 s?")]),
+            ("assistant", [text("Yes: 1.0 s.")]),
+        ),
+        f"{START}system\nBe brief.{END}\n{START}user\n{VIDEO}\nDescribe it.{END}\n{START}assistant\nIt flips,  twice.\n\nThen no more."
+        f"{END}\n{START}user\nAt 1.0 s?{END}\n{START}assistant\nYes: 1.0 s.{END}\n",
+    ),
+    "two videos": (
+        (("user", [CLIP, CLIP_2, text("Which is longer?")]), ("assistant", [text("The first.")])),
+        f"{START}user\n{VIDEO}\n{VIDEO}\nWhich is longer?{END}\n{START}assistant\nThe first.{END}\n",
+    ),
+    "videos and a picture, over turns": (
+        (
+            ("user", [text("This is it: "), PICTURE, text("Where is it in "), CLIP, text("?")]),
+            ("assistant", [text("From 0.0 to 0.5 s.")]),
+            ("user", [text("And in this?"), CLIP_2]),
+            ("assistant", [text("Nowhere.")]),
+        ),
+        f"{START}user\nThis is it: {IMAGE}\nWhere is it in {VIDEO}\n?{END}\n{START}assistant\nFrom 0.0 to 0.5 s.{END}\n"
+        f"{START}user\nAnd in this?{VIDEO}\n{END}\n{START}assistant\nNowhere.{END}\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CONVERSATIONS))
+def test_conversations_over_videos_equal_transformers(qwen: Any, name: str) -> None:
+    """Moments, captions, turns, several videos and pictures between them: token by token, from the same pixels."""
+    messages, prompt = CONVERSATIONS[name]
+    rng = np.random.default_rng(2)
+    clips = [np.repeat(rng.integers(0, 256, (1, 56, 84, 3), dtype=np.uint8), frames, axis=0) for frames in (4, 2)]
+    clips[0][2:, :28] = 255 - clips[0][2:, :28]
+    picture, rates = rng.integers(0, 256, (56, 84, 3), dtype=np.uint8), (2.0, 0.8)
+    one = item(*messages)
+    parts = shown(one)
+    videos = [part.media for part in parts if part.type == "video"]
+    times = [[index / rate for index in range(len(clip))] for clip, rate in zip(clips, rates, strict=True)]
+    processor = VideoLlama3Processor(VideoLlama3ImageProcessor(), qwen, VideoLlama3VideoProcessor(do_resize=False))
+    theirs = processor(
+        images=[picture] if PICTURE in parts else None,
+        videos=[torch.from_numpy(clips[number]).permute(0, 3, 1, 2) for number in videos],
+        video_metadata=[
+            VideoMetadata(total_num_frames=len(clips[n]), fps=rates[n], frames_indices=list(range(len(clips[n])))) for n in videos
+        ],
+        text=[prompt],
+        return_tensors="pt",
+    )
+    masks, kept = theirs["video_compression_mask"], {}
+    for number in videos:
+        length = 6 * len(clips[number])
+        kept[number], masks = masks[:length].reshape(-1, 6).sum(axis=1).tolist(), masks[length:]
+    media = [
+        MediumTokens("image", [int(theirs["image_grid_thw"][0].prod())])
+        if part.type == "image"
+        else MediumTokens("video", kept[part.media], times[part.media])
+        for part in parts
+    ]
+    assert encode_item(one, qwen, media).input_ids.tolist() == theirs["input_ids"][0].tolist()
+
+
 def test_labels_are_the_answers_and_their_ends(qwen: Any) -> None:
     one = item(
         ("user", [Part("image", media=0), text("What?")]),
