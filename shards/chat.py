@@ -5,7 +5,7 @@ placeholders and a line break (one only, if the text after it brings its own); a
 placeholders and `,` between frames. A streamed frame is a message of its own, `<|stream_start|>stream\\nTime 0.0s: …\\n<|stream_end|>\\n`
 (with a space there). Labels are the assistant's text and its `<|im_end|>`; everything else is -100.
 
-A tokenizer that has `<|stream_start|>` and `<|stream_end|>` gives their ids (VideoLLaMA3's has, and those of `train_tokenizer`); for one
+A tokenizer that has `<|stream_start|>` and `<|stream_end|>` gives their ids (VideoLLaMA3's, and those of `train_tokenizer`); for one
 without, as Qwen2.5's, they are text, some five tokens each. Which it is follows from the tokenizer's digest, and so do counts.
 
 Against transformers' VideoLlama3Processor on the same prompt the ids are equal, but for two things: texts that spell a special or added

@@ -205,7 +205,7 @@ def test_times_are_right_from_the_record_to_the_tokens(tmp_path: Path) -> None:
     """A clip of four frames a second: what is said at 0.3 s comes after the frame at 0.25 s, and the frame at 0.75 s is not in the item."""
     [sample] = samples(sources(tmp_path / "s")["llava"])
     train_tokenizer([turn["content"] for turn in TURNS] + ["user\nassistant\nstream\nTime 0.0s: "], tmp_path / "words", 400)
-    (tmp_path / "four.yaml").write_text("max_visual_tokens: 64\nfps: 4\nmax_frames: 8\nthreshold: 4\n")
+    (tmp_path / "four.yaml").write_text("max_visual_tokens: 18\nmin_visual_tokens: 1\nfps: 4\nmax_frames: 8\nthreshold: 4\n")
     measure, compose = MeasureWhat(str(tmp_path / "four.yaml"), str(tmp_path / "words")), STEP.open
     assert compose is not None
     assert MEASURE.open is not None
@@ -215,6 +215,7 @@ def test_times_are_right_from_the_record_to_the_tokens(tmp_path: Path) -> None:
     [measured] = MEASURE.open(measure, How())([view])
     [facts] = measured["items"]  # type: ignore[index]
     assert facts["media"][0]["times"] == [0.0, 0.25, 0.5]
+    assert (facts["media"][0]["h"], facts["media"][0]["w"]) == (4, 6), "the budget is split over the frames that are shown"
     assert 0 < facts["kept_tokens"] < facts["visual_tokens"]
 
     items, data = items_from_json(view.columns["items"]), Path(sample.media[0].path).read_bytes()
