@@ -68,8 +68,8 @@ class MediumTokens:
 
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
-    """input_ids, labels int64 (L); visual bool (L): the placeholders, in the order of the media. labels stand under their own token
-    (the model shifts them)."""
+    """input_ids, labels int64 (L); visual bool (L): the placeholders, those of images and those of videos in the order of their media.
+    labels stand under their own token (the model shifts them)."""
 
     input_ids: np.ndarray
     labels: np.ndarray

@@ -29,7 +29,7 @@ class Medium:
         self.kind = kind
         self.data = data
         self.limits = limits
-        self._measured: dict[tuple[str, MediumSize], dict[str, Any]] = {}
+        self._measured: dict[tuple[str, MediumSize, float | None], dict[str, Any]] = {}
 
     @cached_property
     def header(self) -> ImageHeader | VideoHeader:
@@ -45,7 +45,7 @@ class Medium:
         """MEASURED_MEDIUM_TYPE of this medium, of a video as far as `until`, among `count` images and frames of its item. An image is
         measured by its header alone."""
         size = medium_size(self.header.width, self.header.height, self.frames(profile, until), profile, self.kind, count)
-        key = (profile.digest, size)
+        key = (profile.digest, size, until)
         if key not in self._measured:
             self._measured[key] = _measured_image(size, profile) if self.kind == "image" else _measured_video(self, size, profile, until)
         return self._measured[key]

@@ -51,14 +51,17 @@ class Frames:
 def frame_times(duration: float, fps: float, max_frames: int, until: float | None = None) -> np.ndarray:
     """Where a clip is sampled: float64 (T) seconds, T ≥ 1.
 
-    The times k/fps for k = 0, 1, … below `duration`; if these are more than `max_frames`, then `max_frames` of them, spread evenly from
-    the first to the last (the places floor(linspace(0, n-1, max_frames)), as VideoLLaMA3's processor chooses). Of these, with `until`
-    (≥ 0), the ones at it or before; in float32, in which times are stored.
+    The times k/fps for k = 0, 1, … below `duration`, and with `until` (≥ 0) not after it (in float32, in which times are stored); if these
+    are more than `max_frames`, then `max_frames` of them, spread evenly from the first to the last (the places
+    floor(linspace(0, n-1, max_frames)), as VideoLLaMA3's processor chooses).
     """
     count = max(int(np.ceil(round(duration * fps, 6))), 1)
+    if until is not None and until < duration:
+        count = min(count, int(until * fps) + 2)
+        while np.float32((count - 1) / fps) > np.float32(until):
+            count -= 1
     places = np.arange(count) if count <= max_frames else np.linspace(0, count - 1, max_frames, dtype=int)
-    times = places / fps
-    return times if until is None else times[times.astype(np.float32) <= np.float32(until)]
+    return places / fps
 
 
 def video_header(file: VideoData, limits: Limits) -> VideoHeader:

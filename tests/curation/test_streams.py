@@ -20,11 +20,13 @@ from curation.measure import What as MeasureWhat
 from curation.rows import texts_from_json, texts_to_json
 from curation.step import How
 from shards.chat import load_tokenizer, train_tokenizer
-from shards.errors import SampleError
+from shards.errors import ProfileError, SampleError
 from shards.index import index_schema
 from shards.items import items_from_json
 from shards.manifest import Manifest, profile_entries, save_manifest
-from shards.profile import load_profile
+from shards.measure import Medium, load_medium
+from shards.media import Limits
+from shards.profile import Profile, load_profile
 from shards.publish import publish_shard
 from shards.reader import Dataset
 from shards.sample import MediaKind, Sample, Texts, texts_fingerprint
@@ -138,6 +140,18 @@ def test_a_record_about_a_part_of_its_video_is_refused() -> None:
     turns = talk(("human", "?", 61.0), ("gpt", "x", 62.0))
     assert "start_time = 60 s" in str(composed(Texts(conversations=turns, meta={"start_time": 60, "end_time": 90})))
     assert isinstance(composed(Texts(conversations=turns, meta={"start_time": 0.0, "end_time": 90})), dict)
+
+
+def test_two_streams_of_a_video_have_frames_of_their_own() -> None:
+    """Both have two frames, spread up to where each ends."""
+    profile = Profile("two", "t", max_visual_tokens=64, min_visual_tokens=1, fps=4.0, max_frames=2)
+    medium = Medium("video", clip("red", True), Limits())
+    times = [medium.measured(profile, 2, until)["times"] for until in (0.5, 0.75, 0.6, None)]
+    assert times == [[0.0, 0.5], [0.0, 0.75], [0.0, 0.5], [0.0, 0.75]]
+    measured = medium.measured(profile, 2, 0.5)
+    assert load_medium(medium.data, measured, "video", profile, Limits(), 0.5).grid[0] == 2
+    with pytest.raises(ProfileError, match="other times"):
+        load_medium(medium.data, measured, "video", profile, Limits())
 
 
 # --- from the record to the tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -329,6 +330,24 @@ def test_a_stream_counts_once_and_ends_with_its_last_message() -> None:
 def test_streams_that_go_backwards_or_mix_are_refused(small: Any, messages: list[tuple[str, list[Part]]], why: str) -> None:
     with pytest.raises(SampleError, match=why):
         encode_item(item(*messages, task="streaming"), small, [FRAMES])
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    times=st.lists(st.integers(0, 80), min_size=1, max_size=8, unique=True).map(sorted),
+    untils=st.lists(st.integers(0, 80), max_size=6).map(sorted),
+)
+def test_every_frame_is_shown_once_in_order_and_not_before_its_time(small: Any, times: list[int], untils: list[int]) -> None:
+    """Times and bounds in tenths of a second, as floats that no binary fraction equals."""
+    ends = [n / 10 for n in untils]
+    messages = [said for end in ends for said in (stream(end), ("assistant", [text(f"at {end:.1f}")]))]
+    frames = MediumTokens("video", [1] * len(times), np.array([n / 10 for n in times], dtype=np.float32).tolist())
+    encoded = encode_item(item(*messages, stream(None), task="streaming"), small, [frames])
+    told = re.findall(r"(Time|at) (\d+\.\d)", small.decode(encoded.input_ids))
+    assert [float(second) for what, second in told if what == "Time"] == [n / 10 for n in times]
+    shown_by = {place: [float(s) for what, s in told[:place] if what == "Time"] for place, (what, _) in enumerate(told) if what == "at"}
+    for (place, seen), end in zip(shown_by.items(), ends, strict=True):
+        assert seen == [n / 10 for n in times if n / 10 <= end], told[place]
 
 
 def test_frames_that_no_message_shows_are_not_of_the_item(small: Any) -> None:
