@@ -21,7 +21,7 @@ from curation.text_pairs import near_signatures
 
 BLOB = 16  # copies from which on a sample that stays is held against all others of the kind
 BRUTE = 2_000_000_000  # cosines that are computed one by one rather than through lists: about 20 s of one core at 512 numbers
-BRUTE_CLIPS = 200_000_000  # pairs of clips compared one by one rather than through lists of seeds: about 30 s of one core
+BRUTE_CLIPS = 50_000_000  # pairs of clips compared one by one rather than through lists of seeds: about 10 s of one core
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # units, units, similarity, rung
 _NONE = np.zeros(0, np.int64)
