@@ -24,10 +24,10 @@ AT_ONCE = 1 << 18  # pairs of clips compared at once
 class Frames:
     """The frames of m media that are not flat, medium after medium; one that is no clip, or has no other frames, has none.
 
-    start   int64 (m + 1,): those of medium k are start[k] … start[k + 1]. hash: uint64 (f,). time: int32 (f,), milliseconds.
+    start   int64 (m + 1,): those of medium k are start[k] … start[k + 1]. hash: uint64 (f,). time: int64 (f,), milliseconds.
     weight  float64 (f,): of a run of frames that look like its first one, 1 / their number, then scaled to 1 for each medium: a picture
             that stands for long counts once.
-    seed    bool (f,): is further than SEED bits from every earlier seed of its medium. step: int32 (m,), milliseconds between hashes.
+    seed    bool (f,): is further than SEED bits from every earlier seed of its medium. step: int64 (m,), milliseconds between hashes.
     """
 
     start: np.ndarray
@@ -46,12 +46,12 @@ class Frames:
 def frames_of(hashes: np.ndarray, counts: np.ndarray, steps: np.ndarray) -> Frames:
     """hashes: uint64, of all media in order; counts: int64 (m,), how many each has; steps: float (m,), seconds between two (NaN: none)."""
     owner = np.repeat(np.arange(len(counts)), counts)
-    step = np.round(np.nan_to_num(np.asarray(steps, np.float64)) * 1000).astype(np.int32)
+    step = np.round(np.nan_to_num(np.asarray(steps, np.float64)) * 1000).astype(np.int64)
     place = np.arange(len(hashes)) - np.repeat(np.cumsum(counts) - counts, counts)
     bits = np.bitwise_count(hashes)
     told = (bits >= FEWEST_BITS) & (bits <= 64 - FEWEST_BITS)
     owner, kept = owner[told], np.ascontiguousarray(hashes[told], np.uint64)
-    time = (place[told] * step[owner]).astype(np.int32)
+    time = place[told] * step[owner]
     start = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(counts)))]).astype(np.int64)
     weight, seed = np.zeros(len(kept), np.float64), np.zeros(len(kept), bool)
     _weigh(start, kept, weight, seed)

@@ -24,15 +24,15 @@ ALL, KEY = "frames", "key frames"
 
 @dataclass(frozen=True, slots=True)
 class What:
-    """detector   how shot changes are told: PySceneDetect's "adaptive" (difference from frame to frame, against that around it),
-               "content" (that difference alone), "threshold" (fades to black alone), "hash", "histogram".
+    """detector   how shot changes are told, by PySceneDetect: "adaptive" (difference from frame to frame, against that around it; among key
+               frames as "content"), "content" (that difference alone), "threshold" (fades to black alone), "hash", "histogram".
     threshold  of that detector, in its own unit; 0 = the library's own: 3, 27, 12, 0.35, 0.2.
     min_shot   seconds that no shot is shorter than, unless the clip is.
     fades      shots are also told apart by fades to black and back (a mean grey level below 12).
     side       the longer side of the frames as they are looked at, pixels.
     frames     "all": every frame is decoded; "key": key frames, a second apart at least, and an eighth of a second behind each;
                "auto": "key" for clips of more than `many` frames by their container's word. many: frames.
-    still      grey levels of 255: a clip stands still while no cell of an 8×8 grid changes by more, in the mean of its pixels, within an
+    still      grey levels of 255: a clip stands still while no cell of an 8×8 grid changes by more (curation/video_watch.py) within an
                eighth of a second ("key": from one key frame looked at to the next).
     min_stretch  seconds: shorter stretches of stillness or black are not counted.
     hash_fps   hashes of frames a second: 1, 2, 4 or 8. max_hashes: of a clip; where there would be more, every other one is left out, again
@@ -49,7 +49,7 @@ class What:
     still: float = 2.0
     min_stretch: float = 0.5
     hash_fps: int = 2
-    max_hashes: int = 120
+    max_hashes: int = 240
 
 
 def open_video(what: What, how: How) -> Callable[[Sequence[MediaView]], Sequence[Result]]:
@@ -63,7 +63,7 @@ def open_video(what: What, how: How) -> Callable[[Sequence[MediaView]], Sequence
 def _video(what: What, view: MediaView) -> Row:
     with view.open() as file, view.decoding():
         keys = what.frames == "key" or (what.frames == "auto" and told_frames(file, view.limits) > what.many)
-        cuts = Cuts(what.detector, what.threshold, what.fades)
+        cuts = _cuts(what, keys)
         watch = Watch(keys, what.hash_fps, what.max_hashes)
 
         def see(at: float, pixels: np.ndarray, first: bool) -> None:
@@ -97,6 +97,11 @@ def _video(what: What, view: MediaView) -> Row:
         "by": KEY if keys else ALL,
         "looked": scanned.frames,
     }
+
+
+def _cuts(what: What, keys: bool) -> Cuts:
+    """What lies around a key frame is seconds away and as unlike as the next shot: there is nothing to adapt to."""
+    return Cuts("content", 0.0, what.fades) if keys and what.detector == "adaptive" else Cuts(what.detector, what.threshold, what.fades)
 
 
 def _spans(found: Sequence[tuple[float, float]]) -> list[dict[str, float]]:

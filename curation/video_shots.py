@@ -35,7 +35,7 @@ class Cuts:
         self._found: list[Any] = []
         self._last: Any = None
         self._times: list[float] = []
-        self._thumbs: list[np.ndarray] = []
+        self._thumbs = bytearray()
 
     def see(self, at: float, pixels: np.ndarray) -> None:
         """The next frame: seconds since the first one, uint8 H×W×3 RGB."""
@@ -47,7 +47,8 @@ class Cuts:
         for one in self._detectors:
             self._found += one.process_frame(self._last, blue_first)
         self._times.append(at)
-        self._thumbs.append(cv2.resize(cv2.cvtColor(blue_first, cv2.COLOR_BGR2GRAY), (_THUMB, _THUMB), interpolation=cv2.INTER_AREA))
+        grey = cv2.cvtColor(blue_first, cv2.COLOR_BGR2GRAY)
+        self._thumbs += cv2.resize(grey, (_THUMB, _THUMB), interpolation=cv2.INTER_AREA).tobytes()
 
     def times(self) -> list[float]:
         """All of them, ascending, when there are no more frames; but not where a flash begins or ends."""
@@ -64,10 +65,11 @@ class Cuts:
         if at < 1:
             return False
         begins, ends = bisect_left(self._times, cut - FLASH - _SLACK), bisect_right(self._times, cut + FLASH + _SLACK)
-        before, behind = self._thumbs[at - 1], self._thumbs[at]
+        thumbs = np.frombuffer(self._thumbs, np.uint8).reshape(-1, _THUMB * _THUMB)
+        before, behind = thumbs[at - 1], thumbs[at]
         apart = _apart(before, behind)
-        back = any(2 * _apart(before, self._thumbs[k]) < apart for k in range(at + 1, ends))
-        return back or any(2 * _apart(behind, self._thumbs[k]) < apart for k in range(begins, at - 1))
+        back = any(2 * _apart(before, thumbs[k]) < apart for k in range(at + 1, ends))
+        return back or any(2 * _apart(behind, thumbs[k]) < apart for k in range(begins, at - 1))
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> float:

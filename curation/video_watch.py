@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,9 +93,10 @@ class Watch:
         """The times of the grid and of hashes before `at`, at which the frame of before is on screen."""
         if self._pixels is None:
             return
-        while not self._keys and (tick := self._ticks / GRID) < at - 1e-6:
-            self._look(tick)
-            self._ticks += 1
+        last = math.ceil((at - 1e-6) * GRID) - 1  # of a frame that stands for long the first and the last look tell all
+        for tick in sorted({self._ticks, last}) if not self._keys and last >= self._ticks else ():
+            self._look(tick / GRID)
+            self._ticks = last + 1
         while self._hashed * self.step < at - 1e-6:
             if self._hash is None:
                 self._hash = phash(self._pixels)

@@ -47,7 +47,7 @@ def scan(file: VideoData, limits: Limits, side: int, see: See, keys_only: bool =
     side       the longer side of the picture as shown (turned by its rotation metadata), in pixels; the first frame's shape holds for all.
     keys_only  only key frames at least APART seconds apart, and what can be decoded in the BURST behind each; the rest is not decoded.
 
-    One frame is held at a time, so memory does not grow with the clip. What `see` computes counts as the clip's CPU time.
+    One frame is held at a time. What `see` computes counts as the clip's CPU time.
     Raises LimitError (bytes, pixels, decoded_frames, cpu_seconds) and DecodeError.
     """
     clock = _Clock(limits)
