@@ -1,4 +1,4 @@
-"""Which samples are copies of which: a ladder of equal bytes, perceptual hashes within a radius, embeddings above a cosine, and texts."""
+"""Which samples are copies of which: a ladder of equal bytes, perceptual hashes, frames of clips, embeddings, and texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.ladder import EMBEDDING, NAMES, PHASH, SHA256, TEXT, Content, Thresholds, read_content
+from curation.ladder import EMBEDDING, FRAMES, NAMES, PHASH, SHA256, TEXT, Content, Thresholds, read_content, step_column
 from curation.ladder_floors import LARGEST_RADIUS, radius_floor, similarity_floor
 from curation.ladder_held import Held, check_version, no_keepers, read_keepers, version_of
 from curation.ladder_pairs import Kept, found_or_kept, load, what_decides
@@ -31,7 +31,7 @@ PIECE = 1 << 20  # rows of an answer that are made at once
 log = logging.getLogger("fovea")
 
 _WORDS = {"on": ("media", "texts", "both"), "across": ("all", "source", "sources"), "action": ("auto", "reject", "mark")}
-SMALLEST = {"cosine": 0.5, "jaccard": 0.3}  # below that nearly everything is near something, and nothing bounds a search
+SMALLEST = {"cosine": 0.5, "jaccard": 0.3, "frame_share": 0.3}  # below that nearly all is near something: nothing bounds a search
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,9 @@ class What:
     phash_radius  pictures whose perceptual hashes differ in at most so many of 64 bits are copies (0..16; 0 = off).
     phash_floor   radius within which pairs are looked for and stored, 0 = a little more. Changes no verdict: not digested.
     flips, rotations  a picture that is mirrored, or turned by quarters, counts as the nearest of its orientations (hashes only).
+    frames        column of a video step's hashes of frames ("video_hashes"), its `hash_step` beside it; "" = off.
+    frame_share   clips of which at least this share of each one's frames look the same at one offset are copies (0.3..1), as
+                  curation/ladder_frames.py weighs it. frame_radius: bits of 64 within which two frames look the same (0..16).
     embedding     column of vectors of pictures ("embedding", "clip_embedding"); "" = off.
     cosine        pictures whose vectors have at least this cosine are copies (0.5..1). cosine_floor: as phash_floor.
     lists, probes, seed  of the search among vectors (curation/near_vectors.py): 0 lists = as many as the number of vectors asks for.
@@ -64,6 +67,9 @@ class What:
     phash_floor: int = 0
     flips: bool = False
     rotations: bool = False
+    frames: str = ""
+    frame_share: float = 0.5
+    frame_radius: int = 12
     embedding: str = ""
     cosine: float = 0.95
     cosine_floor: float = 0.0
@@ -88,6 +94,8 @@ class What:
             self.jaccard if self.on != "media" and self.texts else 2.0,
             self.flips,
             self.rotations,
+            self.frame_share if self.media and self.frames else 2.0,
+            self.frame_radius,
         )
 
     @property
@@ -105,8 +113,9 @@ def reduce(what: What, population: Population) -> pa.Table:
     The result depends on the set of samples and on what they are held against, and on nothing else.
 
     Near are samples of as many media, each near its counterpart in the same order: by equal bytes; by hashes, pictures that are not flat;
-    by vectors. The rung is the weakest that a medium needs, the similarity the least of them: 1 for equal bytes or texts, 1 − distance / 64
-    for hashes, else cosine or share of equal numbers. With on "both" the texts are near too, and the rung is that of the media.
+    by frames, clips; by vectors. The rung is the weakest that a medium needs, the similarity the least of them: 1 for equal bytes or texts,
+    1 − distance / 64 for hashes, else share of frames, cosine or share of equal numbers. With on "both" the texts are near too, and the
+    rung is that of the media.
     A sample that has nothing to compare takes no part: `of` is null and `group` its own uid.
 
     Raises InfrastructureError where vectors are not those of the column's step, and where `against` names a version that is not there.
@@ -174,6 +183,7 @@ def open_ladder(what: What, population: Population) -> tuple[Ladder, Kept, Held]
     compared = {name: population.digests.get(name, "") for name in _compared(what)}
     floors = {
         PHASH: float(max(what.phash_floor, what.phash_radius) if what.phash_floor else radius_floor(what.phash_radius)),
+        FRAMES: similarity_floor(what.frame_share),
         EMBEDDING: min(what.cosine_floor, what.cosine) if what.cosine_floor else similarity_floor(what.cosine),
         TEXT: similarity_floor(what.jaccard),
     }
@@ -198,6 +208,7 @@ def _content(what: What, population: Population, table: pa.Table) -> Content:
         text_hash=what.text_hash,
         vectors=vectors,
         signatures=signatures,
+        frames=what.frames if what.media else "",
     )
     if what.on == "both":  # no text equals no text: it is the media that tell
         content.text[content.text < 0] = int(content.text.max(initial=-1)) + 1
@@ -241,6 +252,7 @@ def _answer(what: What, samples: int, uids: pa.ChunkedArray, taken: Taken, stars
 def _compared(what: What) -> list[str]:
     """Columns whose values are compared."""
     media = [*(["sha256"] if what.sha256 else []), *(["phash"] if what.phash_radius else []), *([what.embedding] if what.embedding else [])]
+    media += [what.frames, step_column(what.frames)] if what.frames else []
     texts = [what.text_hash, *([what.texts] if what.texts else [])]
     return [*(media if what.media else []), *(texts if what.on != "media" else [])]
 
@@ -263,8 +275,8 @@ def _columns(what: What) -> list[Column]:
     kinds = ALL_KINDS if what.on == "texts" else MEDIA_KINDS
     return [
         Column("of", pa.string(), kinds, doc="uid of the kept sample it is a copy of, or reference:<name>/<key>; null for an original"),
-        Column("rung", pa.string(), kinds, doc="what gave the copy away: sha256, phash, embedding or text"),
-        Column("similarity", pa.float64(), kinds, doc="1 for equal bytes, 1 - distance / 64 for phash, else cosine or Jaccard"),
+        Column("rung", pa.string(), kinds, doc="what gave the copy away: sha256, phash, frames, embedding or text"),
+        Column("similarity", pa.float64(), kinds, doc="1 for equal bytes, 1 - distance / 64 for phash, else share, cosine or Jaccard"),
         Column("group", pa.string(), kinds, doc="what `of` is; its own uid for an original"),
     ]
 
@@ -274,7 +286,8 @@ def _references(what: What) -> Sequence[Reference]:
 
 
 def _identity(what: What) -> Mapping[str, Any]:
-    told = {k: v for k, v in asdict(what).items() if k not in ("phash_floor", "cosine_floor")}
+    left_out = ("phash_floor", "cosine_floor", *(() if what.frames else ("frames", "frame_share", "frame_radius")))
+    told = {k: v for k, v in asdict(what).items() if k not in left_out}  # without frames as before there were any
     return {
         **told,
         "against": version_of(what.against) if what.against else "",
@@ -290,6 +303,8 @@ def _check(what: What) -> None:
         if not 0 <= getattr(what, name) <= LARGEST_RADIUS:
             off = "off" if name == "phash_radius" else "automatic"
             raise ValueError(f"{name}: {getattr(what, name)} is outside 0..{LARGEST_RADIUS} (bits of 64; 0 = {off})")
+    if not 0 <= what.frame_radius <= LARGEST_RADIUS:
+        raise ValueError(f"frame_radius: {what.frame_radius} is outside 0..{LARGEST_RADIUS} (bits of 64)")
     for name, least in SMALLEST.items():
         if not least <= getattr(what, name) <= 1:
             raise ValueError(f"{name}: {getattr(what, name)} is outside {least}..1")
@@ -299,8 +314,12 @@ def _check(what: What) -> None:
         raise ValueError(f"lists: {what.lists} and probes: {what.probes}: lists is at least 0 (0 = automatic), probes at least 1")
     if what.seed < 0:
         raise ValueError(f"seed: {what.seed} is below 0")
-    if what.media and not what.sha256 and not what.phash_radius and not what.embedding:
+    if what.media and not what.sha256 and not what.phash_radius and not what.embedding and not what.frames:
         raise ValueError("sha256 is off, phash_radius is 0 and there is no embedding: no media are compared; turn one of them on")
+    if what.frames and not what.frames.endswith("hashes"):
+        raise ValueError(f"frames: {what.frames!r} is no column of a video step; those are called video_hashes, or <as>_hashes")
+    if what.frames and what.on == "texts":
+        raise ValueError("frames: texts alone are compared (`on: texts`); take `frames` out, or compare media too")
     if what.on != "media" and what.texts and not what.texts.endswith("minhash"):
         raise ValueError(f"texts: {what.texts!r} is no column of a minhash step; those are called minhash, or <as>_minhash")
     for column in order_columns(what.keep_best):

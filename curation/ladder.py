@@ -11,25 +11,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.cosines import cosine
+from curation.ladder_frames import FEWEST_BITS, STEP_NAME, Frames, alike, frames_of
 from curation.orientations import orientations
 from curation.vectors import Vectors
 
-SHA256, PHASH, EMBEDDING, TEXT = range(4)  # rungs, the strongest first
-NAMES = ("sha256", "phash", "embedding", "text")
+SHA256, PHASH, FRAMES, EMBEDDING, TEXT = range(5)  # rungs, the strongest first
+NAMES = ("sha256", "phash", "frames", "embedding", "text")
 TEXTS = -1  # the component of a row that is its text; 0, 1, … are its media
-FEWEST_BITS = 8  # a phash with fewer bits set, or fewer clear, is that of a flat picture and says nothing
 AT_ONCE = 65_536  # pairs compared by their vectors
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """radius: of 64 bits, -1 = off; flips, rotations: whether mirrored and turned pictures count. cosine, jaccard: above 1 = off."""
+    """radius: of 64 bits, -1 = off; flips, rotations: whether mirrored and turned pictures count. cosine, jaccard, share: above 1 = off.
+    share: of the frames of clips; frame_radius: of 64 bits, within which two frames look the same."""
 
     radius: int = -1
     cosine: float = 2.0
     jaccard: float = 2.0
     flips: bool = False
     rotations: bool = False
+    share: float = 2.0
+    frame_radius: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Content:
     count    int64 (n,): media. start: int64 (n,): the number of the first of them.
     bytes    int64 (m,): media of equal bytes have the same code; -1: not compared. hash: uint64 (m,); hashed: bool (m,).
     text     int64 (n,): rows of equal text have the same code; -1: none.
-    vectors, signatures  None where they are not compared. Rows behind theirs have none.
+    vectors, signatures  None where they are not compared. Rows behind theirs have none. frames: of the m media; None: not compared.
     """
 
     count: np.ndarray
@@ -50,6 +53,7 @@ class Content:
     text: np.ndarray
     vectors: Vectors | None = None
     signatures: Vectors | None = None
+    frames: Frames | None = None
 
     def __len__(self) -> int:
         return len(self.count)
@@ -70,11 +74,13 @@ def read_content(
     text_hash: str = "",
     vectors: Vectors | None = None,
     signatures: Vectors | None = None,
+    frames: str = "",
 ) -> Content:
-    """From a population's columns `sha256` list<string>, `phash` list<uint64 | int64>, `text_hash` (its name) string."""
+    """From a population's columns `sha256` list<string>, `phash` list<uint64 | int64>, `text_hash` (its name) string, and with `frames`
+    (its name) the hashes of frames list<list<uint64>> and, beside them, `hash_step` list<float>."""
     n = table.num_rows
     count = np.zeros(n, np.int64)
-    lists = {name: _column(table, name) for name, on in (("sha256", sha256), ("phash", phash)) if on}
+    lists = {name: _column(table, name) for name, on in (("sha256", sha256), ("phash", phash), (frames, bool(frames))) if on}
     lengths = {name: _lengths(column) for name, column in lists.items()}
     for length in lengths.values():
         np.maximum(count, length, out=count)
@@ -97,7 +103,24 @@ def read_content(
         films = np.repeat(pc.fill_null(pc.equal(_column(table, "kind"), "video"), False).to_numpy(zero_copy_only=False), count)
         hashed &= (bits >= FEWEST_BITS) & (bits <= 64 - FEWEST_BITS) & ~films
     text = codes_of(_column(table, text_hash)) if text_hash else np.full(n, -1, np.int64)
-    return Content(count, start, codes, hashes, hashed, text, vectors, signatures)
+    clips = _frames(table, lists[frames], step_column(frames), _places(start, lengths[frames]), m) if frames else None
+    return Content(count, start, codes, hashes, hashed, text, vectors, signatures, clips)
+
+
+def step_column(frames: str) -> str:
+    """The column that says how many seconds lie between the hashes of one that is named `<as>_hashes`."""
+    return frames.removesuffix("hashes") + STEP_NAME
+
+
+def _frames(table: pa.Table, lists: pa.Array, step_name: str, places: np.ndarray, media: int) -> Frames:
+    """places: numbers of the media that the lists' values are of."""
+    values = lists.flatten()
+    counts, steps = np.zeros(media, np.int64), np.zeros(media, np.float64)
+    if pa.types.is_null(values.type):
+        return frames_of(np.zeros(0, np.uint64), counts, steps)
+    counts[places] = _lengths(values)
+    steps[places] = pc.fill_null(_column(table, step_name).flatten().cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+    return frames_of(pc.fill_null(values.flatten(), 0).to_numpy(zero_copy_only=False).astype(np.uint64), counts, steps)
 
 
 def codes_of(values: pa.Array) -> np.ndarray:
@@ -131,15 +154,15 @@ def relate(
     rung, similarity = np.zeros(len(a), np.int8), np.ones(len(a), np.float32)
     for medium in range(media):
         at = np.flatnonzero(near)
-        found, alike = _medium(content, a[at], b[at], medium, limits)
+        found, shares = _medium(content, a[at], b[at], medium, limits)
         near[at] = found >= 0
         rung[at] = np.maximum(rung[at], found)
-        similarity[at] = np.minimum(similarity[at], alike)
+        similarity[at] = np.minimum(similarity[at], shares)
     if text:
         at = np.flatnonzero(near)
-        alike = _texts(content, a[at], b[at])
-        near[at] = alike >= np.float32(min(limits.jaccard, 1.0))  # off: equal texts only
-        similarity[at] = np.minimum(similarity[at], alike)
+        shares = _texts(content, a[at], b[at])
+        near[at] = shares >= np.float32(min(limits.jaccard, 1.0))  # off: equal texts only
+        similarity[at] = np.minimum(similarity[at], shares)
     return near, rung, similarity
 
 
@@ -152,13 +175,19 @@ def _medium(content: Content, a: np.ndarray, b: np.ndarray, medium: int, limits:
     apart = distances(content.hash[x], content.hash[y], limits)
     close = ~equal & content.hashed[x] & content.hashed[y] & (apart <= limits.radius)
     rung[close], similarity[close] = PHASH, 1 - apart[close].astype(np.float32) / 64
+    if content.frames is not None and limits.share <= 1:
+        left = np.flatnonzero(rung < 0)
+        left = left[content.frames.has(x[left]) & content.frames.has(y[left])]
+        shared = alike(content.frames, x[left], y[left], limits.frame_radius)
+        enough = shared >= np.float32(limits.share)
+        rung[left[enough]], similarity[left[enough]] = FRAMES, shared[enough]
     if content.vectors is not None and limits.cosine <= 1:
         left = np.flatnonzero(rung < 0)
         i, j = content.vector_ids(a[left], medium), content.vector_ids(b[left], medium)
         both = (i >= 0) & (j >= 0)
-        left, alike = left[both], cosines(content.vectors, i[both], j[both])
-        enough = alike >= np.float32(limits.cosine)
-        rung[left[enough]], similarity[left[enough]] = EMBEDDING, alike[enough]
+        left, close_by = left[both], cosines(content.vectors, i[both], j[both])
+        enough = close_by >= np.float32(limits.cosine)
+        rung[left[enough]], similarity[left[enough]] = EMBEDDING, close_by[enough]
     return rung, similarity
 
 
@@ -172,15 +201,15 @@ def distances(a: np.ndarray, b: np.ndarray, limits: Thresholds) -> np.ndarray:
 
 
 def _texts(content: Content, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    alike = ((content.text[a] >= 0) & (content.text[a] == content.text[b])).astype(np.float32)
+    shares = ((content.text[a] >= 0) & (content.text[a] == content.text[b])).astype(np.float32)
     if content.signatures is not None:
-        left = np.flatnonzero(alike < 1)
+        left = np.flatnonzero(shares < 1)
         i, j = content.signature_ids(a[left]), content.signature_ids(b[left])
         both = np.flatnonzero((i >= 0) & (j >= 0))
         for part in _parts(both):
             same = content.signatures.take(i[part]) == content.signatures.take(j[part])
-            alike[left[part]] = np.float32(same.sum(axis=1)) / np.float32(content.signatures.width)
-    return alike
+            shares[left[part]] = np.float32(same.sum(axis=1)) / np.float32(content.signatures.width)
+    return shares
 
 
 def cosines(vectors: Vectors, i: np.ndarray, j: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from curation.ladder import EMBEDDING, NAMES, PHASH
+from curation.ladder import EMBEDDING, FRAMES, NAMES, PHASH
 from curation.ladder_floors import larger_radii, lower_floors
 from curation.ladder_search import Ladder, Pairs
 from shards.sample import digest_of
@@ -79,5 +79,9 @@ def what_decides(ladder: Ladder, digests: dict[str, str], held: str) -> dict[int
     """`Kept.decides` of the rungs. digests: of the steps that wrote the columns compared. held: digest of what is fixed."""
     common: list[object] = [ladder.on, ladder.across, ladder.most, sorted(digests.items()), held]
     search: list[object] = [ladder.search.lists, ladder.search.probes, ladder.search.seed]
-    own: dict[int, list[object]] = {PHASH: [ladder.limits.flips, ladder.limits.rotations], EMBEDDING: search}
+    own: dict[int, list[object]] = {
+        PHASH: [ladder.limits.flips, ladder.limits.rotations],
+        FRAMES: [ladder.limits.frame_radius],
+        EMBEDDING: search,
+    }
     return {rung: [*common, own.get(rung, [])] for rung in ladder.rungs}

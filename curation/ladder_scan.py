@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from curation.ladder import Content, Thresholds, distances, relate
+from curation.ladder_frames import may_be_alike
 from curation.ladder_units import NO_SOURCE, Domain, Taken
 
 ASKED = 256
@@ -67,6 +68,8 @@ def _maybe(
         if limits.radius >= 0:
             hashed = content.hashed[x][:, None] & content.hashed[y][None, :]
             near |= hashed & (distances(content.hash[x][:, None], content.hash[y][None, :], limits) <= limits.radius)
+        if content.frames is not None and limits.share <= 1:
+            near |= may_be_alike(content.frames, x, y)
         if content.vectors is not None and limits.cosine <= 1:
             i, j = content.vector_ids(mine, medium), content.vector_ids(others, medium)
             a, b = np.flatnonzero(i >= 0), np.flatnonzero(j >= 0)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from curation.hamming import near_hashes
-from curation.ladder import EMBEDDING, PHASH, SHA256, TEXT, TEXTS, Content, Thresholds, cosines, equal_pairs, relate
+from curation.ladder import EMBEDDING, FRAMES, PHASH, SHA256, TEXT, TEXTS, Content, Thresholds, cosines, equal_pairs, relate
+from curation.ladder_frames import near_clips
 from curation.ladder_scan import scan
 from curation.ladder_units import NO_SOURCE, Domain, Taken
 from curation.near import MOST, Found
@@ -20,7 +21,7 @@ from curation.text_pairs import near_signatures
 
 BLOB = 16  # copies from which on a sample that stays is held against all others of the kind
 BRUTE = 2_000_000_000  # cosines that are computed one by one rather than through lists: about 20 s of one core at 512 numbers
-
+BRUTE_CLIPS = 50_000_000  # pairs of clips compared one by one rather than through lists of seeds: about 10 s of one core
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # units, units, similarity, rung
 _NONE = np.zeros(0, np.int64)
@@ -60,7 +61,8 @@ class Ladder:
     @property
     def rungs(self) -> list[int]:
         """Those that have to be searched for."""
-        on = {PHASH: self.limits.radius >= 0, EMBEDDING: self.limits.cosine <= 1, TEXT: self.limits.jaccard <= 1}
+        limits = self.limits
+        on = {PHASH: limits.radius >= 0, FRAMES: limits.share <= 1, EMBEDDING: limits.cosine <= 1, TEXT: limits.jaccard <= 1}
         return [rung for rung, used in on.items() if used]
 
     def found(self, rung: int, floor: float) -> Pairs:
@@ -108,6 +110,10 @@ class Ladder:
         if rung == PHASH:
             ids = content.start[rows] + domain.anchor
             there = content.hashed[ids]
+        elif rung == FRAMES:
+            assert content.frames is not None
+            ids = content.start[rows] + domain.anchor
+            there = content.frames.has(ids)
         else:
             ids = content.signature_ids(rows) if rung == TEXT else content.vector_ids(rows, domain.anchor)
             there = ids >= 0
@@ -116,6 +122,13 @@ class Ladder:
         fixed = self.taken.fixed[self.taken.leader[rank]]
         if len(rows) < 2 or (asked is not None and not asked.any()):
             return Pairs.joined([])
+        if rung == FRAMES:
+            assert content.frames is not None
+            few = asked is not None and int(asked.sum()) * len(rows) <= BRUTE_CLIPS
+            a, b, similarity, cut = near_clips(
+                content.frames, ids, rank, fixed, floor, self.limits.frame_radius, workers, scratch, asked, few, self.most
+            )
+            return Pairs(rows[a], rows[b], similarity, rows[cut])
         if rung == PHASH:
             found = self._near_hashes(content.hash[ids], rank, fixed, int(floor), asked)
         elif rung == TEXT:
@@ -215,7 +228,8 @@ class Ladder:
         self.cut.setdefault(rung, np.zeros(len(self.content), bool))[rows] = True
 
     def _least(self, rung: int) -> float:
-        return {PHASH: self.limits.radius, EMBEDDING: self.limits.cosine, TEXT: self.limits.jaccard}.get(rung, 0.0)
+        limits = self.limits
+        return {PHASH: limits.radius, FRAMES: limits.share, EMBEDDING: limits.cosine, TEXT: limits.jaccard}.get(rung, 0.0)
 
     def _least_similarity(self, rung: int) -> np.float32:
         return np.float32(1 - self.limits.radius / 64 if rung == PHASH else self._least(rung))

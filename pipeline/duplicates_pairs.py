@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.deduplicate import What
-from curation.ladder import EMBEDDING, NAMES, PHASH
+from curation.ladder import EMBEDDING, FRAMES, NAMES, PHASH
 from curation.ladder_pairs import PAIRS, load
 from curation.ladder_search import Pairs
 from curation.population import OneByOne
@@ -99,6 +99,8 @@ def scale_of(what: What, rung: int, floor: float) -> Scale:
     """floor: of the rung's search, in its own unit."""
     if rung == PHASH:
         return Scale(NAMES[rung], "phash_radius", what.phash_radius, 1 - what.phash_radius / 64, 1 - floor / 64, 1, 1 / 64, True)
+    if rung == FRAMES:
+        return Scale(NAMES[rung], "frame_share", what.frame_share, what.frame_share, floor, 0.05, 0.025)
     if rung == EMBEDDING:
         return Scale(NAMES[rung], "cosine", what.cosine, what.cosine, floor, 0.01, 0.005)
     return Scale(NAMES[rung], "jaccard", what.jaccard, what.jaccard, floor, 0.02, 0.01)

@@ -12,7 +12,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from curation.ladder import PHASH, TEXT, TEXTS
+from curation.ladder import FRAMES, PHASH, TEXT, TEXTS
+from curation.ladder_frames import near_by_frames
 from curation.ladder_search import Ladder
 from curation.ladder_units import Domain
 from curation.vectors import Vectors
@@ -136,6 +137,13 @@ def _hits(ladder: Ladder, rung: int, domain: Domain, searched: np.ndarray, rows:
         for a, b, similarity in near_by_bits(hashes, np.searchsorted(searched, rows), round((1 - floor) * 64)):
             yield a, searched[b], similarity
         return
+    if rung == FRAMES:
+        assert content.frames is not None
+        clips = content.start[searched] + domain.anchor
+        asked, radius = content.start[rows] + domain.anchor, ladder.limits.frame_radius
+        for a, b, similarity in near_by_frames(content.frames, clips, asked, floor, radius):
+            yield a, searched[b], similarity
+        return
     vectors = content.signatures if rung == TEXT else content.vectors
     assert vectors is not None
     near = near_by_places if rung == TEXT else near_by_cosine
@@ -154,6 +162,10 @@ def _ids(ladder: Ladder, rung: int, domain: Domain, rows: np.ndarray) -> np.ndar
     if rung == PHASH:
         ids = content.start[rows] + domain.anchor
         return np.where(content.hashed[ids], ids, -1)
+    if rung == FRAMES:
+        assert content.frames is not None
+        ids = content.start[rows] + domain.anchor
+        return np.where(content.frames.has(ids), ids, -1)
     return content.vector_ids(rows, domain.anchor)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from curation.deduplicate import What
-from curation.ladder import FEWEST_BITS
+from curation.ladder_frames import FEWEST_BITS, SEED
 from curation.orientations import orientations
 from curation.population import Population, population_of
 from curation.vectors import Vectors, write_vectors
 
 Near = tuple[int, float]  # rung, similarity
-NAMES = ("sha256", "phash", "embedding", "text")
+NAMES = ("sha256", "phash", "frames", "embedding", "text")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Medium:
     sha: str | None = None
     phash: int | None = None
     vector: tuple[float, ...] | None = None
+    frames: tuple[int, ...] | None = None
+    step: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ def opened(rows: list[Made], scratch: Path, **more: Any) -> Population:
             "kind": pa.array([r.kind for r in rows], pa.string()),
             "sha256": pa.array([[m.sha for m in r.media] for r in rows], pa.list_(pa.string())),
             "phash": pa.array([[m.phash for m in r.media] for r in rows], pa.list_(pa.uint64())),
+            "video_hashes": pa.array([[m.frames for m in r.media] for r in rows], pa.list_(pa.list_(pa.uint64()))),
+            "video_hash_step": pa.array([[m.step for m in r.media] for r in rows], pa.list_(pa.float32())),
             "text_hash": pa.array([r.text for r in rows], pa.string()),
             "source": pa.array([r.source for r in rows], pa.string()),
             "score": pa.array([r.score for r in rows], pa.float64()),
@@ -88,7 +92,7 @@ def near(what: What, a: Made, b: Made) -> Near | None:
         found.append(_texts(what, a, b))
     if None in found:
         return None
-    return max(rungs, default=3), min(f[1] for f in found if f is not None)
+    return max(rungs, default=4), min(f[1] for f in found if f is not None)
 
 
 def _media(what: What, a: Medium, b: Medium) -> Near | None:
@@ -100,22 +104,58 @@ def _media(what: What, a: Medium, b: Medium) -> Near | None:
         flat = any(not FEWEST_BITS <= h.bit_count() <= 64 - FEWEST_BITS for h in (a.phash, b.phash))
         if apart <= what.phash_radius and not flat:
             return 1, 1 - apart / 64
+    if what.frames and a.frames and b.frames:
+        share = shared(what.frame_radius, a, b)
+        if share >= what.frame_share - 1e-7:
+            return 2, share
     if what.embedding and a.vector is not None and b.vector is not None and any(a.vector) and any(b.vector):
         x, y = (np.array(v, np.float32) for v in (a.vector, b.vector))
         x, y = (v / np.sqrt((v.astype(np.float64) ** 2).sum()) for v in (x, y))
         cosine = float((x.astype(np.float32).astype(np.float64) * y.astype(np.float32)).sum())
         if cosine >= what.cosine:
-            return 2, cosine
+            return 3, cosine
     return None
+
+
+def shared(radius: int, a: Medium, b: Medium) -> float:
+    """How alike two clips are: every offset between two frames that are each other's moment, every frame at each."""
+    clips = []
+    for clip in (a, b):
+        told = [
+            (round(1000 * clip.step * k), h) for k, h in enumerate(clip.frames or ()) if FEWEST_BITS <= h.bit_count() <= 64 - FEWEST_BITS
+        ]
+        runs: list[list[tuple[int, int]]] = []
+        for one in told:
+            if runs and (one[1] ^ runs[-1][0][1]).bit_count() <= SEED:
+                runs[-1].append(one)
+            else:
+                runs.append([one])
+        weights = [1 / len(run) / len(runs) for run in runs for _ in run]
+        seeds: list[tuple[int, int]] = []
+        for one in told:
+            if all((one[1] ^ seed[1]).bit_count() > SEED for seed in seeds):
+                seeds.append(one)
+        clips.append((told, weights, seeds, round(1000 * clip.step)))
+    (x, of_x, seeds_x, step_x), (y, of_y, seeds_y, step_y) = clips
+    slack, best = max(step_x, step_y), 0.0
+    for d in {t - s for s, g in seeds_x for t, h in seeds_y if (g ^ h).bit_count() <= SEED}:
+
+        def agree(s: int, g: int, t: int, h: int, d: int = d) -> bool:
+            return abs(t - s - d) <= slack and (g ^ h).bit_count() <= radius
+
+        first = sum(w for (s, g), w in zip(x, of_x, strict=True) if any(agree(s, g, t, h) for t, h in y))
+        second = sum(w for (t, h), w in zip(y, of_y, strict=True) if any(agree(s, g, t, h) for s, g in x))
+        best = max(best, min(first, second))
+    return min(best, 1.0)
 
 
 def _texts(what: What, a: Made, b: Made) -> Near | None:
     if a.text == b.text and (a.text is not None or what.on == "both"):
-        return 3, 1.0
+        return 4, 1.0
     if what.texts and a.signature is not None and b.signature is not None:
         share = float(np.mean(np.array(a.signature) == np.array(b.signature)))
         if share >= what.jaccard:
-            return 3, share
+            return 4, share
     return None
 
 

@@ -23,7 +23,22 @@ hashes = st.one_of(
     st.none(), st.lists(st.integers(0, 11), max_size=6).map(lambda bits: BASE ^ sum(1 << 5 * b for b in set(bits))), st.just(1 << 63)
 )
 vectors = st.sampled_from([None, (0.0, 0.0, 0.0), *_CIRCLE, *_CIRCLE])
-media = st.builds(lambda sha, h, v: Medium(f"{sha}" if sha else None, h, v), st.integers(0, 9), hashes, vectors)
+FILM = [*(random.Random(7 + k // 2).getrandbits(64) ^ (k % 2 << 9) for k in range(10)), 1 << 63, 0]  # moments, flat ones behind
+clips = st.one_of(
+    st.just(()),
+    st.lists(st.sampled_from(FILM), max_size=4).map(tuple),
+    st.builds(
+        lambda start, length, noise: tuple(frame ^ (noise << 3 * k) & (1 << 64) - 1 for k, frame in enumerate(FILM[start:][:length])),
+        st.integers(0, 6), st.integers(1, 8), st.sampled_from([0, 1, 0b1101]),
+    ),
+)  # fmt: skip
+media = st.one_of(
+    st.builds(lambda sha, h, v: Medium(f"{sha}" if sha else None, h, v), st.integers(0, 9), hashes, vectors),
+    st.builds(
+        lambda sha, clip, step: Medium(f"c{sha}" if sha else None, None, None, clip, step),
+        st.integers(0, 9), clips, st.sampled_from([0.5, 0.5, 1.0]),
+    ),
+)  # fmt: skip
 signatures = st.one_of(st.none(), st.lists(st.integers(0, 15), max_size=5).map(lambda at: tuple(1 if i in at else 0 for i in range(16))))
 rows = st.lists(
     st.builds(
@@ -48,6 +63,9 @@ whats = st.builds(
     flips=st.sampled_from([False, False, True]),
     embedding=st.sampled_from(["", "embedding"]),
     cosine=st.sampled_from([0.9, 0.95, 0.98]),
+    frames=st.sampled_from(["", "video_hashes"]),
+    frame_share=st.sampled_from([0.5, 0.8]),
+    frame_radius=st.sampled_from([3, 12]),
     texts=st.sampled_from(["minhash", ""]),
     jaccard=st.sampled_from([0.6, 0.9]),
     keep_best=st.sampled_from(["", "score desc"]),
