@@ -26,7 +26,7 @@ PIXELS = 3 * PATCH**2
 
 
 def clip(frames: str, h: int, w: int, merge: int, seed: int, kept: float = 1.0) -> LoadedMedium:
-    """A frame for each letter, equal letters equal frames; `kept` of the blocks stay, at least the first of each frame, all of the first."""
+    """A frame for each letter, equal letters equal frames; `kept` of the blocks stay, and the first of each frame, and the first frame."""
     random = np.random.default_rng(seed)
     of = {letter: random.standard_normal((h * w, PIXELS), dtype=np.float32) for letter in sorted(set(frames))}
     keep = random.random((len(frames), h * w // merge**2)) < kept
