@@ -50,6 +50,8 @@ def write_index(store: Store, schema: pa.Schema, number: int) -> ShardInfo:
             ),
             pa.nulls(len(t), pa.binary()),
             pa.ListArray.from_arrays(pa.array(np.zeros(len(t) + 1), pa.int32()), pa.array([], pa.float32())),
+            pa.array(t, pa.int32()),
+            pa.array(kept[kind != 6], pa.int32()),
         ],
         fields=list(MEASURE_TYPE.field("media").type.value_type),
     )

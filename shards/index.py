@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-INDEX_FORMAT = "fovea-index/1"
+INDEX_FORMAT = "fovea-index/2"
+READABLE_FORMATS = ("fovea-index/1", INDEX_FORMAT)  # the first has no `distinct` and `distinct_kept`
 
 MEMBER_TYPE = pa.struct(
     [
@@ -36,6 +37,8 @@ MEASURED_MEDIUM_TYPE = pa.struct(
         pa.field("times", pa.list_(pa.float32()), nullable=False),  # seconds of each frame; empty for an image
         pa.field("mask", pa.binary()),  # by the profile's method: packed bits (little), t·(h/merge)·(w/merge); null = all kept
         pa.field("keep", pa.list_(pa.float32()), nullable=False),  # keep ratio at each of report_thresholds
+        pa.field("distinct", pa.int32(), nullable=False),  # frames that differ from all before them in some bit of their patches
+        pa.field("distinct_kept", pa.int32(), nullable=False),  # blocks of those that they, or frames equal to them, keep by `mask`
     ]
 )
 
@@ -49,6 +52,16 @@ MEASURE_TYPE = pa.struct(
         pa.field("media", pa.list_(MEASURED_MEDIUM_TYPE), nullable=False),  # one for each of shards.items.shown
     ]
 )
+
+
+def measure_type(format: str) -> pa.StructType:
+    """MEASURE_TYPE as indexes of a readable format have it."""
+    if format == INDEX_FORMAT:
+        return MEASURE_TYPE
+    medium = pa.struct([field for field in MEASURED_MEDIUM_TYPE if field.name not in ("distinct", "distinct_kept")])
+    media = pa.field("media", pa.list_(medium), nullable=False)
+    return pa.struct([media if field.name == "media" else field for field in MEASURE_TYPE])
+
 
 ITEM_FIELDS: tuple[pa.Field, ...] = (
     pa.field("uid", pa.string(), nullable=False),

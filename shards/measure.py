@@ -17,6 +17,7 @@ from shards.items import Item, shown
 from shards.media import Limits
 from shards.preprocess import MediumSize, frame_grid, image_grid, medium_size, normalise, patchify, preprocess_image
 from shards.profile import Profile
+from shards.repeats import first_equal, kept_once
 from shards.tokens import kept_by_frame, pack_mask, unpack_mask
 from shards.video import VideoHeader, frame_times, sample_frames, video_header
 
@@ -133,7 +134,8 @@ def load_medium(
 
 
 def _measured_image(size: MediumSize, profile: Profile) -> dict[str, Any]:
-    return {**_numbers(size), "times": [], "mask": None, "keep": [1.0] * len(profile.report_thresholds)}
+    keep = [1.0] * len(profile.report_thresholds)
+    return {**_numbers(size), "times": [], "mask": None, "keep": keep, "distinct": 1, "distinct_kept": size.tokens}
 
 
 def _measured_video(medium: Medium, size: MediumSize, profile: Profile, until: float | None) -> dict[str, Any]:
@@ -141,11 +143,14 @@ def _measured_video(medium: Medium, size: MediumSize, profile: Profile, until: f
     frames = sample_frames(medium.data, profile.fps, profile.max_frames, medium.limits, lambda h, w, t: target, until)
     pixels, grid = patchify(frames.pixels, profile.patch, size.merge), (size.t, size.h, size.w, size.merge)
     mask, keep = compressed(pixels, *grid, profile.method, profile.threshold, profile.token_budget, profile.report_thresholds)
+    first = first_equal(list(pixels.reshape(size.t, -1)))
     return {
         **_numbers(size),
         "times": [float(t) for t in frames.times],
         "mask": None if mask.all() else pack_mask(mask),
         "keep": keep,
+        "distinct": len(np.unique(first)),
+        "distinct_kept": int(kept_once(first, mask.reshape(size.t, -1)).sum()),
     }
 
 

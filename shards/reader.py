@@ -20,7 +20,6 @@ import xxhash
 
 from shards.cache import ShardCache
 from shards.errors import ShardError
-from shards.index import INDEX_FORMAT
 from shards.items import item_from_json
 from shards.manifest import MANIFEST, Manifest, ShardInfo, load_manifest
 from shards.members import MEMBER_COLUMNS, Ints, Members, UidTable, joined, members_of, uid_bytes
@@ -84,7 +83,7 @@ class Dataset:
         for (_, shard), table in zip(shards, tables, strict=True):
             if table.schema != tables[0].schema:
                 raise ShardError(f"{shard.index}: its columns are not those of {shards[0][1].index}; publish one index for all shards")
-        return pa.concat_tables(tables).replace_schema_metadata({"format": INDEX_FORMAT})
+        return pa.concat_tables(tables)
 
     def index_of(self, shard: str, columns: Sequence[str] | None = None) -> pa.Table:
         """One shard's index, in the order of its tar. Leaf columns ("tiny.media.list.element.t") spare reading the rest of a struct.

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.errors import ShardError
-from shards.index import INDEX_FORMAT, ITEM_FIELDS, MEASURE_TYPE, MEDIA_MEMBER_TYPE, MEMBER_TYPE
+from shards.index import INDEX_FORMAT, ITEM_FIELDS, MEASURE_TYPE, MEDIA_MEMBER_TYPE, MEMBER_TYPE, READABLE_FORMATS
 from shards.manifest import ShardInfo
 from shards.sample import canonical_json
 
@@ -97,9 +97,11 @@ def encode_index(table: pa.Table, info: ShardInfo) -> tuple[ShardInfo, bytes]:
 
 
 def decode_index(data: bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of an index file, without file-level metadata. Raises ShardError if it is none, or another format, or lacks a column."""
+    """The table of an index file, with its format as the only file-level metadata. Raises ShardError if it is none, or another format, or
+    lacks a column."""
     file = open_index(data, where)
     schema = file.schema_arrow
+    format = (schema.metadata or {})[b"format"].decode()
     missing = [name for name in columns or () if name.split(".")[0] not in schema.names]
     if missing:
         raise ShardError(f"{where}: the index has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
@@ -107,7 +109,7 @@ def decode_index(data: bytes, where: str, columns: Sequence[str] | None = None) 
         # Without Arrow's threads: one of them may hold the last share of `data`, and let go of it only when the interpreter is ending,
         # which aborts the process. Whoever reads many indexes reads several at once.
         table = file.read(columns=None if columns is None else list(columns), use_threads=False)
-        return table.replace_schema_metadata({"format": INDEX_FORMAT})
+        return table.replace_schema_metadata({"format": format})
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{where}: the index is damaged: {error}") from error
 
@@ -120,8 +122,9 @@ def open_index(data: bytes, where: str) -> pq.ParquetFile:
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{where}: no Parquet file: {error}") from error
     found = metadata.get(b"format", b"").decode("utf-8", "replace")
-    if found != INDEX_FORMAT:
-        raise ShardError(f"{where}: format {found!r}, this version of fovea reads {INDEX_FORMAT!r}; read it with the version that wrote it")
+    if found not in READABLE_FORMATS:
+        known = " and ".join(map(repr, READABLE_FORMATS))
+        raise ShardError(f"{where}: format {found!r}, this version of fovea reads {known}; read it with the version that wrote it")
     return file
 
 

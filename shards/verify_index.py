@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from shards.errors import ShardError
-from shards.index import ITEM_FIELDS, MEASURE_TYPE
+from shards.index import INDEX_FORMAT, ITEM_FIELDS, measure_type
 from shards.manifest import Manifest, ShardInfo
 from shards.reader import read_index
 from shards.store import Store
@@ -75,7 +75,8 @@ def check_index(store: Store, shard: ShardInfo, manifest: Manifest) -> tuple[lis
 
 
 def _schema(schema: pa.Schema, manifest: Manifest) -> str | None:
-    measure = _plain(str(MEASURE_TYPE))
+    format = (schema.metadata or {}).get(b"format", INDEX_FORMAT.encode()).decode()
+    measure = _plain(str(measure_type(format)))
     expected = [(f.name, _plain(str(f.type))) for f in ITEM_FIELDS] + [(name, _plain(type_)) for name, type_ in manifest.scores]
     found = [(f.name, _plain(str(f.type))) for f in schema]
     profiles = {name for name, type_ in found if type_ == measure}

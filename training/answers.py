@@ -115,7 +115,7 @@ def answer_all(
 
     def answer(asked: _Asked | None) -> _Asked | None:
         if asked is not None:
-            found = generate(model, [q.prompt for q in asked.questions], asker.tokenizer, bounds)
+            found = generate(model, [q.prompt for q in asked.questions], asker.tokenizer, bounds, savings=asker.savings)
             for question, made in zip(asked.questions, found, strict=True):
                 answers.append(_answer(question, asker.tokenizer.decode(made.ids, skip_special_tokens=True), made.cut))
             failed.extend(asked.failed)

@@ -67,9 +67,8 @@ def item_borders(lengths: Sequence[int], name: str, device: torch.device) -> dic
     return {**given, "attention_mask": dict.fromkeys(("full_attention", "sliding_attention"))} if name in (FLASH, PIECEWISE) else {}
 
 
-def frame_borders(grids: torch.Tensor, name: str, device: torch.device) -> dict[str, Any]:
-    """Arguments of the vision encoder for media of these grids (int64 [N, 3]: frames, rows and columns of patches; on the host)."""
-    lengths = [h * w for t, h, w in grids.tolist() for _ in range(t)]
+def frame_borders(lengths: Sequence[int], name: str, device: torch.device) -> dict[str, Any]:
+    """Arguments of the vision encoder for frames of so many patches."""
     return {"cu_seqlens": _borders(lengths, name, device), "max_seqlen": max(lengths)}
 
 

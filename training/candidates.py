@@ -15,9 +15,9 @@ from shards.errors import ConfigError, ProfileError
 from training.cost import ItemSizes, item_sizes
 from training.index_source import IndexSource
 from training.order import item_keys
+from training.savings import EXACT, MEDIUM_FIELDS, Savings
 
 _COUNTS = ("text_tokens", "labelled_tokens", "patches", "visual_tokens", "kept_tokens")
-_GRID = ("t", "h", "w")
 _CLOCKS = {  # not all of them are called as functions, or listed as changing
     *("now", "today", "current_date", "current_time", "current_timestamp", "get_current_timestamp", "transaction_timestamp"),
     *("localtime", "localtimestamp", "current_localtime", "current_localtimestamp"),
@@ -28,12 +28,14 @@ _HEAVY = ("json", "media")  # of the sample's bytes in the tar: a predicate over
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What an item may be: counts under a measure profile, compressed or not, and the most that a pack can hold."""
+    """What an item may be: counts under a measure profile, compressed or not, and the most that a pack can hold. savings: of what its media
+    cost the encoder."""
 
     profile: str
     compress: bool
     seq_tokens: int
     pack_patches: int
+    savings: Savings = EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ def candidates(source: IndexSource, shard: str, bounds: Bounds, where: str | Non
         raise ProfileError(
             f"the dataset has no counts under profile {profile!r}; add `- measure: {{profile: {profile}}}` to its recipe and run it again"
         )
-    leaves = [*(f"{profile}.{name}" for name in _COUNTS), *(f"{profile}.media.list.element.{name}" for name in _GRID)]
+    masks = ("mask",) if bounds.compress and bounds.savings.prune else ()
+    leaves = [*(f"{profile}.{name}" for name in _COUNTS), *(f"{profile}.media.list.element.{name}" for name in (*MEDIUM_FIELDS, *masks))]
     columns = ["uid", "task", "n", "source", *leaves]
     if where is not None:
         columns = [name for name in source.columns if name not in _HEAVY]
@@ -82,7 +85,7 @@ def candidates(source: IndexSource, shard: str, bounds: Bounds, where: str | Non
         allowed &= where_mask(table, where)
     rows = np.flatnonzero(allowed)
     items = table.take(pa.array(rows)) if len(rows) < table.num_rows else table
-    sizes = item_sizes(items, profile, bounds.compress)
+    sizes = item_sizes(items, profile, bounds.compress, bounds.savings)
     long = (sizes.tokens > bounds.seq_tokens) | (sizes.patches > bounds.pack_patches)
     keys = item_keys(items)
     cells, cell = _cells(items)

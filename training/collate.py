@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+
+from training.encoder_rows import EncoderRows, encoder_rows
+from training.savings import EXACT, Savings
 
 IGNORED = -100  # label of what is not learned
 
@@ -72,11 +75,13 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class PackCounts:
-    """What a pack holds, without the dummy: tokens and labelled ones, encoder patches, visual tokens after merging, and those kept."""
+    """What a pack holds, without the dummy: tokens and labelled ones; patches that pass the encoder, of all that its media have; visual
+    tokens after merging, and those kept."""
 
     tokens: int
     labelled: int
     patches: int
+    all_patches: int
     visual: int
     kept: int
 
@@ -92,6 +97,7 @@ class PackBatch:
 
     Features are scattered over the placeholders in the order of the media, images and videos apart; the mask is applied to the videos'
     features before. There is no attention mask: with one, or with a cache, items of a pack would see each other.
+    rows: what of the media passes our encoder (training.encode), which transformers' own forward knows nothing of.
     A pack without items (planned so, or all skipped) is one token without a label.
     """
 
@@ -105,17 +111,18 @@ class PackBatch:
     video_grid_thw: torch.Tensor | None
     video_merge_sizes: torch.Tensor | None
     video_compression_mask: torch.Tensor | None
+    rows: EncoderRows
     items: tuple[ItemName, ...]
     counts: PackCounts
     skipped: tuple[Skipped, ...] = ()
 
     def model_inputs(self) -> dict[str, torch.Tensor]:
         """The tensors by their names in `forward`, without labels and without what is absent."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("labels", "items", "counts", "skipped")}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("labels", "rows", "items", "counts", "skipped")}
         return {name: value for name, value in values.items() if value is not None}
 
 
-def collate(items: Sequence[LoadedItem], patch: int, skipped: Sequence[Skipped] = ()) -> PackBatch:
+def collate(items: Sequence[LoadedItem], patch: int, skipped: Sequence[Skipped] = (), savings: Savings = EXACT) -> PackBatch:
     """The batch of a pack, in the order of `items`; `patch` is the profile's patch side in pixels (for the dummy).
 
     Raises ValueError for a medium whose pixels or mask do not fit its grid: then index and preprocessing disagree, which is a bug.
@@ -124,12 +131,15 @@ def collate(items: Sequence[LoadedItem], patch: int, skipped: Sequence[Skipped] 
         for medium in item.media:
             _check(item, medium)
     media = [medium for item in items for medium in item.media]
+    images, videos = [m for m in media if not m.video], [m for m in media if m.video]
+    seen = [*images, *videos] or [_dummy(3 * patch**2)]
+    rows = encoder_rows([m.pixels for m in seen], [(m.t, m.h, m.w, m.merge) for m in seen], [m.keep for m in seen], len(images), savings)
     ids = [torch.from_numpy(np.asarray(item.input_ids, dtype=np.int64)) for item in items] or [torch.zeros(1, dtype=torch.int64)]
     labels = [_without_first(torch.from_numpy(np.array(item.labels, dtype=np.int64))) for item in items] or [torch.tensor([IGNORED])]
-    pixels, grids, merges, _ = _visual([m for m in media if not m.video])
-    frames, video_grids, video_merges, mask = _visual([m for m in media if m.video])
+    pixels, grids, merges, _ = _visual(images)
+    frames, video_grids, video_merges, mask = _visual(videos if media else seen)
     all_labels = torch.cat(labels)[None]
-    batch = PackBatch(
+    return PackBatch(
         input_ids=torch.cat(ids)[None],
         position_ids=torch.cat([torch.arange(len(row)) for row in ids])[None],
         labels=all_labels,
@@ -140,31 +150,27 @@ def collate(items: Sequence[LoadedItem], patch: int, skipped: Sequence[Skipped] 
         video_grid_thw=video_grids,
         video_merge_sizes=video_merges,
         video_compression_mask=mask,
+        rows=rows,
         items=tuple(item.name for item in items),
         counts=PackCounts(
             tokens=sum(len(item.input_ids) for item in items),
             labelled=int((all_labels != IGNORED).sum()),
-            patches=sum(m.t * m.h * m.w for m in media),
+            patches=sum(rows.lengths) if media else 0,
+            all_patches=sum(m.t * m.h * m.w for m in media),
             visual=sum(m.visual for m in media),
             kept=sum(m.kept for m in media),
         ),
         skipped=tuple(skipped),
     )
-    return batch if media else add_dummy(batch, 3 * patch**2)
 
 
-def add_dummy(batch: PackBatch, patch_dim: int) -> PackBatch:
-    """The batch with a video of one 2×2 block of grey whose only token is masked: encoder and projector run, the model never sees it.
+def _dummy(patch_dim: int) -> LoadedMedium:
+    """A video of one 2×2 block of grey whose only token is masked: encoder and projector run, the model never sees it.
 
     Their gradients are then zero, not missing, which is what ranks have to agree on. `patch_dim` is 3·patch².
     """
-    return replace(
-        batch,
-        pixel_values_videos=torch.zeros(_DUMMY_SIDE**2, patch_dim),
-        video_grid_thw=torch.tensor([[1, _DUMMY_SIDE, _DUMMY_SIDE]]),
-        video_merge_sizes=torch.tensor([_DUMMY_SIDE]),
-        video_compression_mask=torch.zeros(1, dtype=torch.bool),
-    )
+    grey = np.zeros((_DUMMY_SIDE**2, patch_dim), dtype=np.float32)
+    return LoadedMedium(True, 1, _DUMMY_SIDE, _DUMMY_SIDE, _DUMMY_SIDE, grey, np.zeros(1, dtype=bool))
 
 
 def _without_first(labels: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.errors import ConfigError, ProfileError
+from training.savings import EXACT, Savings, encoded
 
 Unit = Literal["flops", "seconds"]
 
@@ -24,10 +25,11 @@ class ItemSizes:
 
     tokens         in the language model: text and the visual tokens that are kept.
     patches        that pass the encoder.
-    visual         visual tokens after merging, before compression (the projector's rows).
+    visual         visual tokens after merging, before compression.
     kept           visual tokens in the language model.
     labelled       tokens with a label.
-    frame_squares  Σ over images and frames of patches²: attention in the encoder is within a frame.
+    frame_squares  Σ over images and frames that pass the encoder of patches²: attention in it is within a frame.
+    projected      visual tokens that pass the projector.
     """
 
     tokens: np.ndarray
@@ -36,6 +38,7 @@ class ItemSizes:
     kept: np.ndarray
     labelled: np.ndarray
     frame_squares: np.ndarray
+    projected: np.ndarray
 
     def take(self, rows: np.ndarray) -> ItemSizes:
         """The sizes of these rows (int64 positions), in this order."""
@@ -48,8 +51,9 @@ class ItemSizes:
         return ItemSizes(*(np.concatenate([empty, *(getattr(part, name) for part in parts)]) for name in ItemSizes.__slots__))
 
 
-def item_sizes(items: pa.Table, profile: str, compress: bool) -> ItemSizes:
-    """Sizes of index rows under a measure profile. Raises ProfileError when the dataset was not measured under it."""
+def item_sizes(items: pa.Table, profile: str, compress: bool, savings: Savings = EXACT) -> ItemSizes:
+    """Sizes of index rows under a measure profile, of what is really encoded. Raises ProfileError when the dataset was not measured under
+    it."""
     if profile not in items.column_names:
         measured = [f.name for f in items.schema if pa.types.is_struct(f.type) and f.type.get_field_index("text_tokens") >= 0]
         raise ProfileError(
@@ -71,27 +75,19 @@ def item_sizes(items: pa.Table, profile: str, compress: bool) -> ItemSizes:
 
     visual, kept = numbers("visual_tokens"), numbers("kept_tokens")
     used = kept if compress else visual
+    seen = encoded(column.field("media"), kept, compress, savings)
     return ItemSizes(
-        numbers("text_tokens") + used, numbers("patches"), visual, used, numbers("labelled_tokens"), _frame_squares(column.field("media"))
+        numbers("text_tokens") + used, seen.patches, visual, used, numbers("labelled_tokens"), seen.frame_squares, seen.projected
     )
-
-
-def _frame_squares(media: pa.ListArray) -> np.ndarray:
-    flat = media.flatten()
-    t, h, w = (flat.field(name).to_numpy(zero_copy_only=False).astype(np.int64) for name in ("t", "h", "w"))
-    parents = pc.list_parent_indices(media).to_numpy(zero_copy_only=False)
-    squares = np.zeros(len(media), dtype=np.int64)
-    np.add.at(squares, parents, t * (h * w) ** 2)
-    return squares
 
 
 FEATURES = ("pack", "patch", "frame_square", "visual", "token", "token_square", "label")
 
 
 def pack_features(sizes: ItemSizes) -> np.ndarray:
-    """A pack's features in the order of FEATURES, float64 [7]: 1, patches, Σ patches² by frame, visual tokens, tokens, Σ tokens² by item,
-    labelled tokens. `sizes` are those of its items; without items all are 0: such a pack costs nothing."""
-    sums = (sizes.patches.sum(), sizes.frame_squares.sum(), sizes.visual.sum(), sizes.tokens.sum())
+    """A pack's features in the order of FEATURES, float64 [7]: 1, patches, Σ patches² by frame, projected tokens, tokens, Σ tokens² by
+    item, labelled tokens. `sizes` are those of its items; without items all are 0: such a pack costs nothing."""
+    sums = (sizes.patches.sum(), sizes.frame_squares.sum(), sizes.projected.sum(), sizes.tokens.sum())
     squares = (sizes.tokens.astype(np.float64) ** 2).sum()
     return np.array([len(sizes.tokens) > 0, *sums, squares, sizes.labelled.sum()], dtype=np.float64)
 
@@ -122,7 +118,7 @@ class CostModel:
         return (
             self.patch * sizes.patches
             + self.frame_square * sizes.frame_squares
-            + self.visual * sizes.visual
+            + self.visual * sizes.projected
             + self.token * sizes.tokens
             + self.token_square * sizes.tokens.astype(np.float64) ** 2
             + self.label * sizes.labelled

@@ -58,7 +58,8 @@ class StepResult:
 
     loss             as the stage weighs it. loss_by_task, loss_by_source: plain means over labelled tokens; all in nats.
     grad_norm        before clipping. rates: of each part that learns, in this step.
-    samples          items. patches: through the encoder. visual, kept: their tokens before and after compression; keep: kept/visual.
+    samples          items. patches: through the encoder, of all_patches that their media have.
+    visual, kept     their tokens before and after compression; keep: kept/visual.
     seconds          of the step, without waiting for data. rank_seconds: of them this rank's forward and backward passes, with what it
                      waits inside them for other ranks (ZeRO-3 gathers weights there).
     imbalance        the slowest rank's over the mean of rank_seconds. pack_seconds: forward and backward of each of this rank's packs.
@@ -74,6 +75,7 @@ class StepResult:
     samples: int
     packs: int
     patches: int
+    all_patches: int
     visual: int
     kept: int
     keep: float
@@ -202,6 +204,7 @@ def train_step(engine: Any, stage: StageConfig, batches: Sequence[PackBatch], st
         samples=totals.samples,
         packs=totals.packs,
         patches=totals.patches,
+        all_patches=totals.all_patches,
         visual=totals.visual,
         kept=totals.kept,
         keep=totals.keep,

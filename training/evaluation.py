@@ -97,7 +97,8 @@ def score_checkpoint(
     found = None
     if set(wanted) - {"loss"}:
         with closing(PlacesReader(opened, INDEXES)) as reader:
-            asker = Asker(reader, subject.profile, subject.tokenizer, subject.stage.compress, gold or {}, limits or Limits())
+            how = subject.stage
+            asker = Asker(reader, subject.profile, subject.tokenizer, how.compress, gold or {}, limits or Limits(), how.savings)
             chosen = agreed(ranks, lambda: asker.choose(split, items))
             found = answer_all(subject.model, asker, chosen, bounds, ranks, progress if ranks.rank == 0 else None)
     found = found or Answers((), (), 0)

@@ -53,6 +53,12 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
         raise ConfigError(f"{target} is {'not empty' if target.is_dir() else 'a file'}; give a new directory")
     files = [*whole_files(source), *(source / name for name in _SETTINGS if (source / name).is_file())]
     made = processor(source, facts["profile"], facts["compress"])
+    if ((facts.get("block") or {}).get("encoder") or {}).get("prune"):
+        log.warning(
+            "%s was trained with encoder.prune, which transformers' encoder does not do: it sees whole frames, and features differ from "
+            "those in training (by how much, the records `pruning` in metrics.jsonl say); `fovea evaluate` prunes as in training",
+            source,
+        )
     scratch = target.with_name(f".{target.name}.tmp")
     with writing(target):
         shutil.rmtree(scratch, ignore_errors=True)  # of an export that was killed

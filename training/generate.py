@@ -12,6 +12,8 @@ from torch import nn
 
 from shards.tokenizer import END, IMAGE, PAD, VIDEO, special_id
 from training.collate import IGNORED, ItemName, LoadedItem, LoadedMedium, collate
+from training.encode import visual_features
+from training.savings import EXACT, Savings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,11 +105,17 @@ def batches_of(prompts: Sequence[Prompt], bounds: Bounds) -> Iterator[list[int]]
 
 
 def generate(
-    model: nn.Module, prompts: Sequence[Prompt], tokenizer: Any, bounds: Bounds, done: Callable[[int], None] | None = None
+    model: nn.Module,
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    bounds: Bounds,
+    done: Callable[[int], None] | None = None,
+    savings: Savings = EXACT,
 ) -> list[Generated]:
     """The most probable token after each, until the end of the turn: greedy, whatever the model's own generation settings say.
 
     model  a VideoLlama3ForConditionalGeneration; left as it was. done: told of every number of prompts that have been answered.
+    savings  as the model was trained: `prune` is approximate, and a model answers best by the features that it knows.
     Prompts of a batch are padded on the left and do not see their padding: in float32 the tokens of an answer are those it has alone, but
     where two tokens are equally probable to the last digit.
     """
@@ -116,7 +124,8 @@ def generate(
     model.eval()
     try:
         for batch in batches_of(prompts, bounds):
-            for number, answer in zip(batch, _generate(model, [prompts[i] for i in batch], tokenizer, bounds.new_tokens), strict=True):
+            answers = _generate(model, [prompts[i] for i in batch], tokenizer, bounds.new_tokens, savings)
+            for number, answer in zip(batch, answers, strict=True):
                 found[number] = answer
             if done is not None:
                 done(len(batch))
@@ -125,7 +134,7 @@ def generate(
     return [answer for answer in found if answer is not None]
 
 
-def _generate(model: Any, prompts: Sequence[Prompt], tokenizer: Any, new_tokens: int) -> list[Generated]:
+def _generate(model: Any, prompts: Sequence[Prompt], tokenizer: Any, new_tokens: int, savings: Savings) -> list[Generated]:
     from transformers import GenerationConfig
 
     pad, ends = special_id(tokenizer, PAD), [special_id(tokenizer, END), special_id(tokenizer, PAD)]
@@ -136,27 +145,24 @@ def _generate(model: Any, prompts: Sequence[Prompt], tokenizer: Any, new_tokens:
         ids[row, longest - len(prompt.input_ids) :] = torch.from_numpy(prompt.input_ids)
         mask[row, longest - len(prompt.input_ids) :] = 1
     first = next(model.parameters())
-    inputs = {"input_ids": ids, "attention_mask": mask, **_pixels(prompts, first.dtype)}
+    inputs = {"input_ids": ids, "attention_mask": mask}
     settings, model.generation_config = model.generation_config, GenerationConfig()  # a released model's holds penalties
     greedy = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=new_tokens, eos_token_id=ends, pad_token_id=pad, bos_token_id=None, use_cache=True
     )
     try:
         with torch.inference_mode():
-            out = model.generate(**{name: value.to(first.device) for name, value in inputs.items()}, generation_config=greedy)
+            moved = {name: value.to(first.device) for name, value in inputs.items()}
+            out = model.generate(**moved, mm_encoder_outputs=_features(model, prompts, savings), generation_config=greedy)
     finally:
         model.generation_config = settings
     return [_until(row[longest:].tolist(), ends) for row in out.cpu()]
 
 
-def _pixels(prompts: Sequence[Prompt], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What training's collation makes of the media of all prompts, in order."""
+def _features(model: nn.Module, prompts: Sequence[Prompt], savings: Savings) -> dict[str, Any]:
+    """Of the media of all prompts, in order, encoded as in training; those of several turns of a conversation once."""
     items = [LoadedItem(_NOBODY, p.input_ids, np.full_like(p.input_ids, IGNORED), p.media) for p in prompts if p.media]
-    if not items:
-        return {}
-    batch = collate(items, patch=1)  # the patch's side is for packs without media
-    inputs = {name: value for name, value in batch.model_inputs().items() if name not in ("input_ids", "position_ids")}
-    return {name: value.to(dtype) if name.startswith("pixel_values") else value for name, value in inputs.items()}
+    return visual_features(model, collate(items, patch=1, savings=savings)) if items else {}  # the patch's side is for packs without media
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> Generated:

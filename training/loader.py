@@ -234,15 +234,17 @@ class Loader:
             except SampleError as error:
                 lost.append((Skipped(name, str(error), error.kind), place.shard))
                 continue
-            _must_be_as_planned(loaded, sizes, number, self.profile.name)
+            _must_be_as_planned(loaded, sizes, number, int(measured["patches"]), self.profile.name)
             items.append(loaded)
         asked = tuple(place.shard for place in work.places)
-        return _Loaded(collate(items, self.profile.patch, [one for one, _ in lost]), sum(used.values()), asked, tuple(lost))
+        batch = collate(items, self.profile.patch, [one for one, _ in lost], self.plan.config.savings)
+        return _Loaded(batch, sum(used.values()), asked, tuple(lost))
 
 
-def _must_be_as_planned(item: LoadedItem, sizes: ItemSizes, row: int, profile: str) -> None:
+def _must_be_as_planned(item: LoadedItem, sizes: ItemSizes, row: int, patches: int, profile: str) -> None:
+    """`patches`: of all its media, as measured; how many of them are encoded is for the pack to say."""
     found = (len(item.input_ids), int((item.labels != IGNORED).sum()), sum(len(m.pixels) for m in item.media))
-    planned = (int(sizes.tokens[row]), int(sizes.labelled[row]), int(sizes.patches[row]))
+    planned = (int(sizes.tokens[row]), int(sizes.labelled[row]), patches)
     if found != planned:
         raise ProfileError(
             f"{item.name.uid}/{item.name.task}/{item.name.n} has {found} tokens, labelled tokens and patches, planned were {planned}: "

@@ -20,6 +20,7 @@ from training.engine import Ranks, build_engine, train_step
 from training.measured import PackLog
 from training.metrics import Metrics
 from training.numbers import Meter, features_of, step_numbers
+from training.pruning import pruning_numbers
 from training.rank_group import Preempted, StopRequest
 from training.stages import StageConfig, TrainingConfig
 from training.whole import make_whole
@@ -123,6 +124,8 @@ def run_steps(
         done += 1
         numbers = step_numbers(meter, loaded, features, result, wait, engine.device)
         metrics.write({"kind": "step", "stage": number, "step": done, **numbers})
+        if stage.encoder.prune and done % stage.encoder.compare_steps == 0:
+            metrics.write({"kind": "pruning", "stage": number, "step": done, **pruning_numbers(engine, loaded.batches)})
         packs.note(features, result.pack_seconds)
         told = logging.INFO if done % SAID_EVERY == 0 or done in (1, total) else logging.DEBUG
         log.log(told, "stage %d step %d/%d loss %.4f", number, done, total, result.loss)

@@ -28,13 +28,11 @@ def batch_features(batch: PackBatch) -> np.ndarray:
     if not batch.items:
         return np.zeros(len(FEATURES))
     lengths = np.diff(np.append(np.flatnonzero(batch.position_ids[0].numpy() == 0), batch.position_ids.shape[1])).astype(np.float64)
-    counts = batch.counts
-    squares = 0.0
-    for grids in (batch.image_grid_thw, batch.video_grid_thw):
-        if grids is not None and counts.patches:  # a pack of text alone has one grid, of the dummy
-            t, h, w = grids.double().numpy().T
-            squares += float((t * (h * w) ** 2).sum())
-    return np.array([1, counts.patches, squares, counts.visual, counts.tokens, (lengths**2).sum(), counts.labelled], dtype=np.float64)
+    counts, rows = batch.counts, batch.rows
+    squares = (np.array(rows.lengths, dtype=np.float64) ** 2).sum()
+    # a pack of text alone encodes the dummy, which is nobody's
+    seen = (counts.patches, squares, rows.projector_rows) if counts.patches else (0, 0, 0)
+    return np.array([1, *seen, counts.tokens, (lengths**2).sum(), counts.labelled], dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)

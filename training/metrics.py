@@ -15,7 +15,8 @@ class Metrics:
     """Writes `folder`/metrics.jsonl and `folder`/tensorboard/stage<k>; only the rank that is `active` writes.
 
     A step: kind "step", stage, step (from 1), and what training.numbers.step_numbers tells. An evaluation: kind "held_out", stage, step,
-    loss, loss_by_task (nats a labelled token), labelled, items. A number that is not known is null there and a gap in the curves.
+    loss, loss_by_task (nats a labelled token), labelled, items. Of an encoder that prunes: kind "pruning", stage, step, and what
+    training.pruning.pruning_numbers tells. A number that is not known is null there and a gap in the curves.
     wandb: settings of training.wandb_board. Raises ConfigError, on every rank, for those that cannot run. What writes raises
     InfrastructureError where the disk does not take it.
     """

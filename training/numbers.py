@@ -53,6 +53,7 @@ def step_numbers(
     loss                    as the stage weighs items; loss_by_task, loss_by_source: means over labelled tokens. In nats.
     rates, grad_norm        of each part that learns; before clipping.
     tokens, labelled, samples, packs, patches, visual, kept   of all ranks.   keep  kept/visual, 1 without visual tokens.
+    encoded                 part of the patches of all media that passed the encoder (training.savings), 1 without media.
     fill                    mean over packs of the fuller of their two bounds; fill_tokens, fill_patches: of each.
     seconds, wait           of the step without waiting for data; the longest wait of a rank.
     tokens_per_s, samples_per_s   by this rank's clock, waiting included.
@@ -83,6 +84,7 @@ def step_numbers(
         "visual": result.visual,
         "kept": result.kept,
         "keep": result.keep,
+        "encoded": result.patches / result.all_patches if result.all_patches else 1.0,
         "fill": total["fuller"] / result.packs,
         "fill_tokens": result.tokens / (result.packs * meter.stage.seq_tokens),
         "fill_patches": result.patches / (result.packs * meter.stage.pack_patches),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from training.attention import frame_borders, item_borders
+from training.attention import item_borders
+from training.encode import visual_features
 
 if TYPE_CHECKING:
     from training.collate import PackBatch
@@ -54,45 +54,12 @@ class PackLoss(nn.Module):
         output = model.model(
             input_ids=batch.input_ids.to(first.device, non_blocking=True),
             position_ids=batch.position_ids.to(first.device, non_blocking=True),
-            mm_encoder_outputs=self._visual(batch, first.device, first.dtype, name),
+            mm_encoder_outputs=visual_features(model, batch),
             use_cache=False,
             **item_borders(lengths, name, first.device),
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
-
-    def _visual(self, batch: PackBatch, device: torch.device, dtype: torch.dtype, name: str) -> dict[str, Any]:
-        """Features of images and of clips, from one pass of the encoder over both, as VideoLlama3Model takes them."""
-        from transformers.vision_utils import get_vision_position_ids
-
-        model: Any = self.model
-        kinds = (
-            ("image", batch.pixel_values, batch.image_grid_thw, batch.image_merge_sizes),
-            ("video", batch.pixel_values_videos, batch.video_grid_thw, batch.video_merge_sizes),
-        )
-        present = [(k, p, g, m) for k, p, g, m in kinds if p is not None and g is not None and m is not None]
-        if not present:
-            return {}
-        # Grids and merge sizes stay on the host: the model reads them one number at a time.
-        grids, merges = torch.cat([g for _, _, g, _ in present]), torch.cat([m for _, _, _, m in present])
-        pixels = torch.cat([p.to(device, non_blocking=True) for _, p, _, _ in present])
-        features = model.model.get_image_features(
-            pixels.to(dtype),
-            grids,
-            merges,
-            return_dict=True,
-            position_ids=get_vision_position_ids(grids, merges).to(device, non_blocking=True),
-            **frame_borders(grids, name, device),
-        ).pooler_output
-        outputs, start = {}, 0
-        for kind, _, members, _ in present:
-            outputs[kind] = SimpleNamespace(pooler_output=features[start : start + len(members)])
-            start += len(members)
-        if batch.video_compression_mask is not None:
-            # by places that the host knows: a mask on the device would have to be counted first
-            kept = batch.video_compression_mask.nonzero()[:, 0].to(device, non_blocking=True)
-            outputs["video"].pooler_output = [torch.cat(outputs["video"].pooler_output).index_select(0, kept)]
-        return outputs
 
 
 class LabelledLoss(nn.Module):

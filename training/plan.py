@@ -25,7 +25,7 @@ from training.plan_parts import Cursor, Laid, Pack, PlanConfig, PlannedStep, Win
 from training.plan_report import PlanReport, report_of
 from training.window import Counts, Drawn, counts_of, draw, in_steps, pack
 
-PLAN_VERSION = 3  # bump when the same arguments give another order: a cursor of the old one is then refused
+PLAN_VERSION = 4  # bump when the same arguments give another order: a cursor of the old one is then refused
 _WINDOWS_HELD = 3
 
 

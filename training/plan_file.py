@@ -16,7 +16,7 @@ from training.plan import Plan, plan_digest
 from training.plan_parts import Laid, PlanConfig
 from training.window import Counts
 
-PLAN_FORMAT = "fovea-plan/3"
+PLAN_FORMAT = "fovea-plan/4"
 
 
 def plan_bytes(plan: Plan) -> str:

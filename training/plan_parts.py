@@ -8,6 +8,7 @@ from typing import Literal
 from shards.errors import ConfigError
 from training.candidates import Bounds, Dropped
 from training.mixture import Choice
+from training.savings import EXACT, Savings
 from training.window import Counts, Visit
 
 SPREAD = 4  # windows that the repeats of an item are dealt to; each of them reads the indexes of so many windows
@@ -23,6 +24,7 @@ class PlanConfig:
     seq_tokens     bound of a pack's tokens.                pack_patches  bound of its encoder patches.
     window_shards  shards that are shuffled and packed together.
     too_long       items above a bound are left out and counted, or a plan with any is refused.
+    savings        what the encoder need not compute: patches are those that it does.
     """
 
     profile: str
@@ -36,6 +38,7 @@ class PlanConfig:
     epoch: int = 0
     window_shards: int = 64
     too_long: Literal["leave_out", "refuse"] = "leave_out"
+    savings: Savings = EXACT
 
     def __post_init__(self) -> None:
         if (self.packs is None) == (self.samples is None):
@@ -47,7 +50,7 @@ class PlanConfig:
 
     @property
     def bounds(self) -> Bounds:
-        return Bounds(self.profile, self.compress, self.seq_tokens, self.pack_patches)
+        return Bounds(self.profile, self.compress, self.seq_tokens, self.pack_patches, self.savings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ class PlanReport:
     patches: int
     visual: int
     kept: int
+    projected: int
     frame_squares: int
     token_squares: int
     fill_tokens: float
@@ -72,6 +73,7 @@ def report_of(plan: Plan, ranks: tuple[int, ...] = ()) -> PlanReport:
         patches=total["patches"],
         visual=total["visual"],
         kept=total["kept"],
+        projected=total["projected"],
         frame_squares=total["frame_squares"],
         token_squares=total["token_squares"],
         fill_tokens=total["tokens"] / (total["packs"] * config.seq_tokens),

@@ -111,7 +111,7 @@ def preview_stage(config: TrainingConfig, number: int, plan: Plan, tokens: int, 
     first = plan.report(ranks=(machine.devices,))
     steps = _steps(config, number, plan, first)
     passes = steps / first.steps
-    counts = (first.packs, first.patches, first.frame_squares, first.visual, first.tokens, first.token_squares, first.labelled)
+    counts = (first.packs, first.patches, first.frame_squares, first.projected, first.tokens, first.token_squares, first.labelled)
     features = passes * np.array(counts, dtype=np.float64)
     flops = stage_flops(shape, stage, config.model.gradient_checkpointing)
     by_part = {part: value for part, value in flops.model.by_part(features).items() if part != "pack"}

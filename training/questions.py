@@ -24,6 +24,7 @@ from training.collate import ItemName, LoadedItem
 from training.generate import Prompt, prompts_of
 from training.index_source import DatasetIndex
 from training.load_item import find_item, load_item, places_of, read_or_damage
+from training.savings import EXACT, Savings
 from training.scores import options_of
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Asker:
     reader  of the dataset, which whoever made it closes.
     gold  task → field of the sample's record that holds more right answers ("" = every task): a text, a list of texts, or with several
           turns a list of them for each.
+    savings  what the encoder need not compute for an answer, as in training.
     """
 
     reader: PlacesReader
@@ -94,6 +96,7 @@ class Asker:
     compress: bool
     gold: Mapping[str, str]
     limits: Limits
+    savings: Savings = EXACT
 
     @property
     def dataset(self) -> Dataset:

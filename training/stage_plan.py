@@ -40,6 +40,7 @@ def plan_config(stage: StageConfig, seed: int) -> PlanConfig:
         seed=seed,
         window_shards=stage.window_shards,
         too_long=stage.too_long,
+        savings=stage.savings,
     )
 
 

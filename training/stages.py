@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 from shards.errors import ConfigError
 from shards.items import TASKS
 from shards.sample import digest_of
+from training.savings import Savings
 
 PART_NAMES = ("vision_encoder", "projector", "llm")
 PartName = Literal["vision_encoder", "projector", "llm"]
@@ -167,11 +168,30 @@ class CacheConfig(BaseModel):
     bytes: PositiveInt = 64_000_000_000
 
 
+class EncoderConfig(BaseModel):
+    """Work that the encoder and the projector are spared (docs/compression.md). The first two change no result.
+
+    reuse          pictures and frames of a pack that are equal to the last bit are encoded once.
+    mask_first     visual tokens that compression drops do not pass the projector.
+    prune          blocks that compression drops do not pass the encoder either; approximate, for training and inference alike.
+    compare_steps  with `prune`: after so many steps again and again, packs are encoded whole too, and it is told how far the kept tokens'
+                   features are from those.
+    """
+
+    model_config = _STRICT
+
+    reuse: bool = True
+    mask_first: bool = True
+    prune: bool = False
+    compare_steps: PositiveInt = 100
+
+
 class StageConfig(BaseModel):
     """One stage.
 
     profile         measure profile whose token counts the packs are made by; the dataset must carry it.
     compress        drop the visual tokens that the profile masks (docs/compression.md).
+    encoder         what the encoder need not compute.
     train           peak learning rate of each part that learns, or {lr, lora}; a part that is not named is frozen.
     epochs, steps   passes over the mixture, or exactly so many optimizer steps over as many passes as it takes.
     step            packs in one optimizer step, over all ranks; every number of ranks that divides it gives the same steps.
@@ -189,6 +209,7 @@ class StageConfig(BaseModel):
 
     profile: str
     compress: bool
+    encoder: EncoderConfig = EncoderConfig()
     train: dict[PartName, PositiveFloat | PartConfig] = Field(min_length=1)
     mixture: MixtureConfig = MixtureConfig()
     epochs: PositiveInt = 1
@@ -204,6 +225,16 @@ class StageConfig(BaseModel):
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: NonNegative = 1.0
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+
+    @model_validator(mode="after")
+    def _prunes_what_is_dropped(self) -> StageConfig:
+        if self.encoder.prune and not self.compress:
+            raise ValueError("encoder.prune leaves out what compression drops: it needs `compress: true`")
+        return self
+
+    @property
+    def savings(self) -> Savings:
+        return Savings(self.encoder.reuse, self.encoder.mask_first, self.encoder.prune)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -250,7 +281,8 @@ class TrainingConfig(BaseModel):
 
     def stage_digest(self, stage: int) -> str:
         """Identity of what a stage computes: its block, the model, the seed, and every stage before it; never how it is run."""
-        chain = [self.stages[k].model_dump(mode="json") for k in sorted(self.stages) if k <= stage]
+        told = {"encoder": {"compare_steps"}}
+        chain = [self.stages[k].model_dump(mode="json", exclude=told) for k in sorted(self.stages) if k <= stage]
         model = self.model.model_dump(mode="json", exclude={"sizes", "attn", "gradient_checkpointing"})  # how it is run and predicted
         return digest_of(model, self.seed, chain)
 

@@ -14,7 +14,7 @@ from training.weights import item_numbers
 if TYPE_CHECKING:
     from training.collate import PackBatch
 
-_COUNTS = ("tokens", "labelled", "samples", "packs", "kept", "visual", "patches")
+_COUNTS = ("tokens", "labelled", "samples", "packs", "kept", "visual", "patches", "all_patches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Totals:
     """What a Tally comes to, over all ranks.
 
     loss         weighted as the packs were added (0 where nothing is labelled); by_task, by_source: plain means over labelled tokens, nats.
-    samples      items. kept, visual: tokens of media after and before compression. patches: through the encoder.
+    samples      items. kept, visual: tokens of media after and before compression. patches: through the encoder, of all_patches.
     rank_seconds what each rank told, in the order of ranks.
     """
 
@@ -36,6 +36,7 @@ class Totals:
     kept: int
     visual: int
     patches: int
+    all_patches: int
     rank_seconds: tuple[float, ...]
 
     @property
@@ -104,8 +105,8 @@ class Tally:
 
     def _counts(self) -> torch.Tensor:
         rows = [
-            [b.counts.tokens, b.counts.labelled, len(b.items), 1, b.counts.kept, b.counts.visual, b.counts.patches]
-            for b, _, _ in self._packs
+            [c.tokens, c.labelled, len(b.items), 1, c.kept, c.visual, c.patches, c.all_patches]
+            for b, c in ((b, b.counts) for b, _, _ in self._packs)
         ]
         return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(_COUNTS)).sum(0)
 

@@ -84,7 +84,8 @@ def draw(
 @dataclass(frozen=True, slots=True)
 class Counts:
     """A window in numbers: sums over its packs. `fuller`: sum over packs of the fuller of the two bounds. `by_source`: tokens.
-    frame_squares, token_squares: squared patches of frames, squared tokens of items: what attention costs."""
+    patches, projected: through encoder and projector. frame_squares, token_squares: squared patches of frames, squared tokens of items:
+    what attention costs."""
 
     items: int
     packs: int
@@ -93,6 +94,7 @@ class Counts:
     patches: int
     visual: int
     kept: int
+    projected: int
     frame_squares: int
     token_squares: int
     fuller: float
@@ -113,6 +115,7 @@ def counts_of(drawn: Drawn, packed: Packed, costs: np.ndarray, bounds: Bounds, s
         patches=int(patches.sum()),
         visual=int(s.visual.sum()),
         kept=int(s.kept.sum()),
+        projected=int(s.projected.sum()),
         frame_squares=int(s.frame_squares.sum()),
         token_squares=int((s.tokens**2).sum()),
         fuller=float(fuller.sum()),

@@ -39,7 +39,7 @@ def item(task: str, n: int, media: int | None) -> Item:
 
 
 def measure(tokens: int) -> dict[str, Any]:
-    medium = {"t": 1, "h": 2, "w": 4, "merge": 2, "times": [], "mask": b"\x03", "keep": [1.0, 0.5]}
+    medium = {"t": 1, "h": 2, "w": 4, "merge": 2, "times": [], "mask": b"\x03", "keep": [1.0, 0.5], "distinct": 1, "distinct_kept": 2}
     return {"text_tokens": tokens, "labelled_tokens": 1, "patches": 8, "visual_tokens": 2, "kept_tokens": 2, "media": [medium]}
 
 

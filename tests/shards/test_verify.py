@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shards.index import MEASURE_TYPE
+import shards.twin as twin
+from shards.index import MEASURE_TYPE, measure_type
 from shards.manifest import Manifest, ShardInfo, load_manifest, save_manifest
 from shards.publish import publish_index
 from shards.reader import Dataset
@@ -240,6 +241,33 @@ CHANGES: dict[str, tuple[Callable[[pa.Table], pa.Table], str, bool]] = {
     "type": (lambda t: t.set_column(t.schema.get_field_index("sharp"), "sharp", t["sharp"].cast(pa.float64())), "its columns", False),
     "profile more": (lambda t: t.append_column(pa.field("huge", MEASURE_TYPE), t["tiny"]), "its columns", False),
 }
+
+
+def test_an_index_of_the_first_format_is_read_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lacks what was measured later, and only that."""
+    old = "fovea-index/1"
+    monkeypatch.setattr(twin, "INDEX_FORMAT", old)
+    root = tmp_path / "ds"
+    publish(str(root), tmp_path, two_splits())
+
+    def before(table: pa.Table) -> pa.Table:
+        values = [
+            None if v is None else {**v, "media": [{k: m[k] for k in m if not k.startswith("distinct")} for m in v["media"]]}
+            for v in table["tiny"].to_pylist()
+        ]
+        field = pa.field("tiny", measure_type(old))
+        return table.set_column(table.schema.get_field_index("tiny"), field, pa.array(values, field.type))
+
+    store, made = open_store(str(root)), load_manifest(root)
+    infos = []
+    for shard in made.shards:
+        info, data = encode_index(before(decode_index(store.read(shard.index), shard.index)), shard)
+        store.put_replace(info.index, data)
+        infos.append(info)
+    _publish(root, replace(made, shards=tuple(infos)), {})
+    assert verify(str(root)) == []
+    table = Dataset.open(str(root)).index(["uid", "tiny.media.list.element.t", "tiny.media.list.element.distinct"])
+    assert table.schema.field("tiny").type.field("media").type.value_type.names == ["t"]
 
 
 @pytest.mark.parametrize("case", CHANGES)

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ShardError, SourceError
-from shards.index import index_schema
+from shards.index import INDEX_FORMAT, index_schema
 from shards.items import items_from_json
 from shards.manifest import ShardInfo
 from shards.publish import publish_shard, published_shard
@@ -174,7 +174,7 @@ def test_the_index_has_the_schema_of_the_contract_and_its_file_says_the_same(tmp
     assert written.index.schema.equals(SCHEMA)
     file = pq.read_table(io.BytesIO(written.index_data))
     assert file.to_pylist() == written.index.to_pylist()
-    assert file.schema.metadata[b"format"] == b"fovea-index/1"
+    assert file.schema.metadata[b"format"] == INDEX_FORMAT.encode()
     rows = [r for r in written.index.to_pylist() if r["uid"] == sample(1).uid]
     assert [r["tiny"]["text_tokens"] for r in rows] == [1, 2]
     assert [r["sharp"] for r in rows] == pytest.approx([1 / 3, 1 / 3])

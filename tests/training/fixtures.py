@@ -43,7 +43,8 @@ class Fact:
     def row(self) -> dict[str, object]:
         patches = self.t * self.side**2
         visual = patches // 4
-        grid = {"t": self.t, "h": self.side, "w": self.side, "merge": 2, "times": [], "mask": None, "keep": []}
+        size = {"t": self.t, "h": self.side, "w": self.side, "merge": 2, "distinct": self.t, "distinct_kept": int(visual * self.kept)}
+        grid = {**size, "times": [], "mask": None, "keep": []}
         return {
             "uid": uid_of(self.source, self.name),
             "task": self.task,

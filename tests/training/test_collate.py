@@ -126,7 +126,7 @@ def test_a_pack_without_items_runs_and_teaches_nothing() -> None:
     gone = (Skipped(ItemName("x", "vqa", 0), "truncated", "decode"),)
     batch = collate([], PATCH, gone)
     assert logits(batch).shape == (1, 100)
-    assert batch.counts == type(batch.counts)(0, 0, 0, 0, 0)
+    assert batch.counts == type(batch.counts)(0, 0, 0, 0, 0, 0)
     assert (batch.items, batch.skipped) == ((), gone)
     assert (batch.labels == IGNORED).all()
 

@@ -91,7 +91,9 @@ def test_a_stage_says_what_is_trained() -> None:
 
 def test_features_of_a_plan_are_those_of_the_batch() -> None:
     """A plan counts index rows, a trainer tensors: the same pack has the same features."""
-    planned = ItemSizes(*(np.array(v) for v in ([16, 38, 15], [4, 32, 0], [4, 8, 0], [4, 5, 0], [10, 31, 13], [16, 2 * 16**2, 0])))
+    planned = ItemSizes(
+        *(np.array(v) for v in ([16, 38, 15], [4, 32, 0], [4, 8, 0], [4, 5, 0], [10, 31, 13], [16, 2 * 16**2, 0], [4, 5, 0]))
+    )
     assert pack_features(planned).tolist() == batch_features(PACK).tolist()
     alone = handmade.packed([handmade.item("text", 3, 12)])
     assert batch_features(alone).tolist() == [1, 0, 0, 0, 15, 225, 13], "the dummy of a pack without pictures is nobody's patch"

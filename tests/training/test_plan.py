@@ -24,6 +24,7 @@ from training.mixture import Mixture
 from training.packing import deal, pack_items
 from training.plan import make_plan
 from training.plan_parts import Cursor, Pack, PlanConfig
+from training.savings import Savings
 from training.steps import capacities, compose
 
 facts_of = st.lists(
@@ -147,6 +148,7 @@ _OTHER_VALUES = {
     "epoch": 1,
     "window_shards": 3,
     "too_long": "refuse",
+    "savings": Savings(reuse=False),
 }
 
 
