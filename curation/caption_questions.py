@@ -142,7 +142,7 @@ def row_of(what: What, questions: Sequence[Question], judged: Sequence[Result]) 
         "text": "\n".join(row["text"] for row in told),
         "tokens": None if any(row["tokens"] is None for row in told) else sum(row["tokens"] for row in told),
         "n": len(told),
-        "shots": [_shot(question.stretch, result) for question, result in zip(questions, judged, strict=True)],
+        "each": [_shot(question.stretch, result) for question, result in zip(questions, judged, strict=True)],
     }
 
 
@@ -167,5 +167,5 @@ def columns_of(what: What) -> list[Column]:
         Column("text", pa.string(), kinds, doc="the captions of the shots in their order, a line break between them"),
         Column("tokens", pa.int32(), kinds, doc="tokens of all replies; NULL where a server does not say"),
         Column("n", pa.int32(), kinds, doc="shots with a caption"),
-        Column("shots", pa.list_(SHOT_TYPE), kinds, wide=True, doc="each shot: start, end in seconds, text, or error: why it has none"),
+        Column("each", pa.list_(SHOT_TYPE), kinds, wide=True, doc="each shot: start, end in seconds, text, or error: why it has none"),
     ]

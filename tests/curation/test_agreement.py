@@ -76,9 +76,8 @@ def test_videos_have_their_own_and_pictures_keep_their_digest() -> None:
     assert applying(STEP, STEP.columns(What())) == {"image"}
     assert applying(STEP, STEP.columns(What(of="video"))) == {"video"}
     lines = [{"text": "SALE", "confidence": 0.9, "start": 0.0, "end": 2.0}]
-    [row] = rows(
-        view(shot_text="A sign says 'SALE'.\nAnother says 'OPEN'.", film_lines=lines), caption="shot_text", ocr="film_lines", of="video"
-    )
+    told = view(shot_text="A sign says 'SALE'.\nAnother says 'OPEN'.", film_lines=lines)
+    [row] = rows(told, caption="shot_text", ocr="film_lines", of="video")
     assert (row["n"], row["unsupported"]) == (2, ["OPEN"])
 
 

@@ -75,9 +75,9 @@ def test_each_shot_has_a_caption_or_says_why_not(clip: MediaView) -> None:
 
     with serving(behave) as server:
         [found] = captions(server, [clip], at="video_shots", prompt="What is it?")
-        assert [shot["text"] for shot in found["shots"]] == ["grey 10", None, "grey 30"]
-        assert found["shots"][1]["error"].startswith("refusal: the model refuses")
-        assert [(shot["start"], shot["end"]) for shot in found["shots"]] == [(0, 1), (1, 2), (2, 3)]
+        assert [shot["text"] for shot in found["each"]] == ["grey 10", None, "grey 30"]
+        assert found["each"][1]["error"].startswith("refusal: the model refuses")
+        assert [(shot["start"], shot["end"]) for shot in found["each"]] == [(0, 1), (1, 2), (2, 3)]
         assert (found["text"], found["tokens"], found["n"]) == ("grey 10\ngrey 30", 14, 2)
         for column in STEP.columns(What(model="m", at="video_shots")):
             pa.array([found[column.name]], column.type)
@@ -139,8 +139,8 @@ def test_the_shots_of_a_film_are_named_by_a_model_of_this_process(small_captione
     what = What(model=str(small_captioner), precision="fp32", max_new_tokens=40, at="video_shots")
     [found] = STEP.open(what, CaptionHow(cache="off", device="cpu"))([view])
     assert isinstance(found, dict), found
-    hits = [shot["text"].split()[-1] == text.split()[-1] for shot, (_, text) in zip(found["shots"], pictures, strict=True)]
-    assert sum(hits) >= 7, found["shots"]
+    hits = [shot["text"].split()[-1] == text.split()[-1] for shot, (_, text) in zip(found["each"], pictures, strict=True)]
+    assert sum(hits) >= 7, found["each"]
     several = What(model=str(small_captioner), precision="fp32", max_new_tokens=40, frames=3)
     [whole] = STEP.open(several, CaptionHow(cache="off", device="cpu"))([view])
     assert isinstance(whole, dict), whole

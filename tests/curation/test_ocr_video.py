@@ -79,10 +79,15 @@ def test_titles_of_a_film_with_their_times(read: Read, tmp_path: Path) -> None:
     blank = sheet("", "")
     path = film(tmp_path / "titles.mkv", [(sheet("Platform 9", "London"), 2), (sheet("Platform 9", "12:45"), 1), (blank, 1)], rate=4)
     view = media_view(path)
-    reads = []
+    reads: list[Any] = []
     real = ocr.read_picture
+
+    def counted(*given: Any) -> Any:
+        reads.append(given)
+        return real(*given)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ocr, "read_picture", lambda *given: reads.append(given) or real(*given))
+        patch.setattr(ocr, "read_picture", counted)
         [row] = read([view], frames=8)
     assert row["text"] == "Platform 9\nLondon\n12:45"
     assert [(one["text"], one["start"], one["end"]) for one in row["lines"]] == [
@@ -130,7 +135,7 @@ def test_a_real_title_card_is_read_while_it_stands(read: Read, data_dir: Path) -
 
 
 def test_digests_of_pictures_are_what_they_were() -> None:
-    names = {"det": "PP-OCRv6_small_det", "rec": "PP-OCRv6_small_rec"}
+    names: dict[str, Any] = {"det": "PP-OCRv6_small_det", "rec": "PP-OCRv6_small_rec"}
     assert step_digest("ocr", STEP, What(**names), []) == "fe3f041a3b1b2ab0"
     assert step_digest("ocr", STEP, What(**names, frames=4), []) != "fe3f041a3b1b2ab0"
     assert [column.kinds for column in STEP.columns(What(frames=1))] == [frozenset({"video"})] * 5

@@ -188,7 +188,7 @@ def test_a_film_asks_for_each_of_its_stretches(tmp_path: Path) -> None:
         onward = tables[payload.ONWARD]
         assert onward["caption_text"].to_pylist() == [[text], None]
         if "every" in what:
-            assert [shot["start"] for shot in onward["caption_shots"][0].as_py()[0]] == [0.0, 1.0, 2.0]
+            assert [shot["start"] for shot in onward["caption_each"][0].as_py()[0]] == [0.0, 1.0, 2.0]
     assert onward.column_names == [name for name in onward.column_names if not name.startswith("_ask_")]
 
 
