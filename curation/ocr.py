@@ -42,7 +42,8 @@ class What:
     longest      a picture's longer side, pixels, as the detector sees it; larger ones are shrunk for it. Lines are read at full size.
     tiles        "off", "auto" (the detector looks at tiles where the text it sees is too small) or the side of a tile in pixels.
     rotate       "auto" (pages that lie on a side or stand on their head are turned before they are read) or "off".
-    whole        a small picture in which no line is found is read as one line; taken from this confidence on, 0 = never.
+    whole        a small picture in which no line is found is read as one line; taken from this confidence on, 0 = never. Never of frames:
+                 they are not cut out of anything, and letters would be seen in leaves and faces.
     """
 
     det: str = PACKAGE
@@ -95,7 +96,7 @@ def engine_of(what: What, how: OcrHow) -> Engine:
 
 
 def settings_of(what: What) -> Settings:
-    return Settings(what.longest, what.tiles, what.rotate == "auto", what.whole)
+    return Settings(what.longest, what.tiles, what.rotate == "auto", 0.0 if of_videos(what) else what.whole)
 
 
 def read(engine: Engine, settings: Settings, view: MediaView) -> Row:

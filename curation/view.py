@@ -22,7 +22,7 @@ from shards.image import ImageHeader, decode_image, image_header
 from shards.media import Limits
 from shards.read import open_media, opened, read_media
 from shards.sample import MediaRef, Sample
-from shards.video import VideoHeader, frames_at, sample_frames, video_header
+from shards.video import VideoHeader, pick_frames, sample_frames, video_header
 
 KEPT_BYTES = 64_000_000  # encoded bytes of a medium above which data() is not kept
 FRAME_BYTES = 256_000_000  # of frames that are decoded, and kept for the next step, together
@@ -161,7 +161,7 @@ class MediaView:
         for start in range(0, len(wanted), at_once):
             part = np.array(wanted[start : start + at_once], dtype=np.float64)
             with self._room.decoding(self._row), open_media(self.ref, self.limits) as file:
-                pixels = frames_at(file, part, self.limits).pixels
+                pixels = pick_frames(file, part, self.limits).pixels
             pixels.setflags(write=False)
             if len(wanted) <= at_once:
                 self._frames = (wanted, pixels)

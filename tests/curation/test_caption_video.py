@@ -26,7 +26,6 @@ from tests.curation.families import FAMILIES
 from tests.curation.films import film, grey
 from tests.curation.units import call, reference, row, unit
 from tests.curation.views import media_view
-from tests.small_models.clip import shapes
 
 SHOTS = [{"start": 0.0, "end": 1.0}, {"start": 1.0, "end": 2.0}, {"start": 2.0, "end": 3.0}]
 
@@ -128,22 +127,6 @@ def test_a_server_that_takes_one_picture_ends_the_run_and_blames_no_video(clip: 
         with pytest.raises(InfrastructureError, match="At most 1 image"):
             captions(server, [clip], frames=3)
         assert captions(server, [clip], frames=1)[0]["text"] == "a dog"
-
-
-def test_the_shots_of_a_film_are_named_by_a_model_of_this_process(small_captioner: Path, tmp_path: Path) -> None:
-    pictures = [(pixels, text) for pixels, text in shapes([7])[::11]][:8]
-    path = film(tmp_path / "shapes.mkv", [(pixels, 0.5) for pixels, _ in pictures])
-    view = media_view(path)
-    view.columns = {"video_shots": [{"start": i / 2, "end": (i + 1) / 2} for i in range(8)]}
-    assert STEP.open is not None
-    what = What(model=str(small_captioner), precision="fp32", max_new_tokens=40, at="video_shots")
-    [found] = STEP.open(what, CaptionHow(cache="off", device="cpu"))([view])
-    assert isinstance(found, dict), found
-    hits = [shot["text"].split()[-1] == text.split()[-1] for shot, (_, text) in zip(found["each"], pictures, strict=True)]
-    assert sum(hits) >= 7, found["each"]
-    several = What(model=str(small_captioner), precision="fp32", max_new_tokens=40, frames=3)
-    [whole] = STEP.open(several, CaptionHow(cache="off", device="cpu"))([view])
-    assert isinstance(whole, dict), whole
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -67,13 +67,13 @@ def test_what_cannot_work_is_told_before_a_run(wrong: dict[str, Any]) -> None:
 
 def test_frames_are_decoded_once_for_steps_that_ask_for_the_same(clip: MediaView, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = views.frames_at
+    real = views.pick_frames
 
     def counted(file: Any, times: np.ndarray, limits: Any) -> Any:
         calls.append(len(times))
         return real(file, times, limits)
 
-    monkeypatch.setattr(views, "frames_at", counted)
+    monkeypatch.setattr(views, "pick_frames", counted)
     times = frame_times(of(clip, frames=3))
     first = [pixels.copy() for pixels in clip.frames(times)]
     assert all(np.array_equal(a, b) for a, b in zip(first, clip.frames(times), strict=True))
