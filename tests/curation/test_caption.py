@@ -23,7 +23,7 @@ from shards.errors import DecodeError, InfrastructureError, LimitError
 from shards.media import Limits
 from shards.sample import Texts
 from tests.curation.families import FAMILIES
-from tests.curation.films import film
+from tests.curation.stills import film
 from tests.curation.views import file_ref, media_view, sample_view
 from tests.small_models.clip import shapes
 

@@ -23,7 +23,7 @@ from shards.errors import DecodeError, InfrastructureError
 from shards.media import Limits
 from tests.curation.chat_server import Action, Ask, ChatServer, say, serving, status
 from tests.curation.families import FAMILIES
-from tests.curation.films import film, grey
+from tests.curation.stills import film, grey
 from tests.curation.units import call, reference, row, unit
 from tests.curation.views import media_view
 

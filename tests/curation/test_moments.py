@@ -13,7 +13,7 @@ from curation.caption import What
 from curation.moments import MOST_FRAMES, Stretch, check_moments, frame_times, stretches
 from curation.view import MediaView
 from shards.errors import InfrastructureError, LimitError, SampleError
-from tests.curation.films import film, grey
+from tests.curation.stills import film, grey
 from tests.curation.views import media_view
 
 

@@ -24,7 +24,7 @@ from curation.ocr_languages import RECOGNISERS
 from curation.ocr_models import device_of, paddle_names, prepare_model
 from curation.step import step_digest
 from shards.errors import DecodeError, InfrastructureError
-from tests.curation.films import film, grey
+from tests.curation.stills import film, grey
 from tests.curation.views import media_view
 
 GOLDEN = Path(__file__).parent / "golden" / f"ocr_v{STEP.version}.json"

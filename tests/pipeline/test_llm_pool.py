@@ -24,7 +24,7 @@ from shards.errors import InfrastructureError
 from shards.media import Limits
 from shards.sample import Texts, uid_of
 from tests.curation.chat_server import Action, Ask, ChatServer, grey_pictures, serving, status
-from tests.curation.films import film, grey
+from tests.curation.stills import film, grey
 from tests.curation.units import call, reference, row, unit
 from tests.pipeline import http_engine
 from tests.pipeline.small import ask, recipe, run, seq, texts, verdicts
