@@ -150,7 +150,8 @@ class MediaView:
         """The frames of a video on screen at these seconds (ascending), one after the other: uint8 H×W×3, turned as it is shown, read-only.
 
         They are decoded together, and kept for a step that asks for the same times, as far as FRAME_BYTES hold them; of a film with more
-        the next ones are decoded when the ones before were taken, so that what is held does not grow with its length.
+        the next ones are decoded when the ones before were taken, so that what is held does not grow with its length. It ends early where
+        the video does.
         """
         wanted = tuple(times)
         if self._frames is not None and self._frames[0] == wanted:
@@ -167,6 +168,8 @@ class MediaView:
                 self._frames = (wanted, pixels)
                 self._hold()
             yield from pixels
+            if len(pixels) < len(part):
+                return
 
     def image_header(self) -> ImageHeader:
         data = self.data()
