@@ -8,35 +8,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.compose_captions import caption_columns, caption_of_picture, caption_of_sample, check_captions, said
+from curation.compose_captions import caption_columns, caption_of_picture, caption_of_sample, said
 from curation.compose_charts import Chart, record_chart
+from curation.compose_check import COMPOSED, check
 from curation.compose_ocr import Line, box_text, boxed, ocr_answer, recognised_lines
-from curation.compose_prompts import PROMPTS, check_prompts, question
+from curation.compose_prompts import PROMPTS, question
 from curation.compose_regions import Form, Region, Unit, chosen, line_regions, record_regions
-from curation.compose_video import SHOT_TASKS, Speaks, of_shots, shots_of
+from curation.compose_video import Speaks, of_shots, shots_of
 from curation.conversations import from_llava, from_stream
 from curation.step import ALL_KINDS, Column, How, Row, SampleView, Step
 from curation.view import each
 from shards.errors import SampleError
-from shards.items import TASKS, Item, Message, Part, items_to_json
+from shards.items import Item, Message, Part, items_to_json
 from shards.sample import digest_of
 from shards.sources.texts import look_up
 
 __all__ = ["COMPOSED", "PROMPTS", "STEP", "What", "compose"]
-
-COMPOSED = (
-    "short_caption",
-    "detailed_caption",
-    "ocr",
-    "document",
-    "chart",
-    "region",
-    "grounding",
-    "vqa",
-    "multi_image",
-    "text",
-    "video",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,31 +267,6 @@ def _reads(what: What) -> list[str]:
     return list(dict.fromkeys(read))
 
 
-def _check(what: What) -> None:
-    named = set(what.conversations.values())
-    made = (*COMPOSED, *SHOT_TASKS) if what.shots else COMPOSED
-    unknown = [task for task in what.tasks if task not in made and task not in named]
-    if unknown or not what.tasks:
-        more = f"; {', '.join(SHOT_TASKS)} want `shots`, the column with the captions of shots" if set(unknown) & set(SHOT_TASKS) else ""
-        raise ValueError(f"tasks: {unknown or 'none'}; compose makes {', '.join(made)}, and what `conversations` says{more}")
-    if wrong := sorted(named - set(TASKS)):
-        raise ValueError(f"conversations: {', '.join(wrong)}; a conversation may teach {', '.join(TASKS)}")
-    if left := sorted(named - set(what.tasks)):
-        raise ValueError(f"conversations: {', '.join(left)} is not among `tasks`, so nothing would come of them")
-    check_prompts(what.prompts)
-    check_captions(what.captions)
-    if not 0 <= what.min_ocr_confidence <= 1:
-        raise ValueError(f"min_ocr_confidence: {what.min_ocr_confidence} is outside 0..1")
-    if what.document_lines < 1 or what.box_scale < 2:
-        raise ValueError("document_lines is at least 1 and box_scale at least 2")
-    if min(what.max_caption_chars, what.max_regions, what.max_moments) < 1:
-        raise ValueError("max_caption_chars, max_regions and max_moments are at least 1")
-    if not 0.1 <= what.min_shot <= 3600:
-        raise ValueError(f"min_shot: {what.min_shot:g} seconds; it is 0.1 to 3600")
-    if what.ocr_regions and not what.ocr:
-        raise ValueError("ocr_regions: they are recognised lines, so `ocr` must name the prefix of an OCR step")
-
-
 def _identity(what: What) -> dict[str, Any]:
     """As it was before there were shots, where there are none."""
     return {name: value for name, value in asdict(what).items() if what.shots or name not in _OF_SHOTS}
@@ -321,5 +283,5 @@ STEP = Step(
     reads=_reads,
     open=_open,
     identity=_identity,
-    check=_check,
+    check=check,
 )

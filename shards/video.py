@@ -100,10 +100,6 @@ def sample_frames(
 
 def pick_frames(file: VideoData, times: np.ndarray, limits: Limits, size: TargetSize | None = None) -> Frames:
     """The same at `times`: float64 (T) seconds from the start, T ≥ 1, none before the one ahead of it. Raises as `sample_frames` does."""
-
-
-def pick_frames(file: VideoData, times: np.ndarray, limits: Limits, size: TargetSize | None = None) -> Frames:
-    """The same at `times`: float64 (T) seconds from the start, T ≥ 1, none before the one ahead of it. Raises as `sample_frames` does."""
     clock = _Clock(limits)
     held: np.ndarray | None = None
     with _opened(file, limits) as (container, stream):

