@@ -240,6 +240,7 @@ def test_films_become_items_of_their_shots(tmp_path: Path) -> None:
     told = tasks(tmp_path)
     assert told["video"] >= 3  # a caption each, and the shots of one at least
     assert told["temporal_grounding"] >= 1
+    assert told["streaming"] >= 1
     [(text, said)] = ask(tmp_path / "run", "select ocr_text, shot_text from samples where key like '%0006' and verdict = 'kept'")
     assert text.startswith("Audioless Video")
     assert said.count("\n") >= 1
