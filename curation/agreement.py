@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from curation.agreement_claims import KINDS, claims, evidence, supports
 from curation.own_texts import read_names, value_of
-from curation.step import Column, How, Result, Row, Step
+from curation.step import MEDIA_KINDS, Column, How, Result, Row, Step
 from curation.view import MediaView, each
 from shards.errors import InfrastructureError, LimitError
-
-IMAGE = frozenset({"image"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +23,7 @@ class What:
     kinds       of claims: quoted (strings in quotes), number (two digits or more), name (capitalised words within a sentence).
     similarity  share of a word's letters that must agree, 0.5..1; numbers must agree digit for digit.
     max_chars   longer captions, and readings of ten times as many characters, are errors.
+    of          whether captions and readings of pictures are compared, or those of videos (steps with `frames`, `at` or `every`).
     """
 
     caption: str = "caption_text"
@@ -33,6 +32,7 @@ class What:
     kinds: tuple[str, ...] = KINDS
     similarity: float = 0.8
     max_chars: int = 20_000
+    of: Literal["image", "video"] = "image"
 
 
 def _open(what: What, how: How) -> Callable[[Sequence[MediaView]], Sequence[Result]]:
@@ -40,7 +40,7 @@ def _open(what: What, how: How) -> Callable[[Sequence[MediaView]], Sequence[Resu
 
 
 def judge(what: What, view: MediaView) -> Row:
-    """The row of one picture. Raises LimitError."""
+    """The row of one picture or video. Raises LimitError."""
     caption = "\n".join(_texts(what.caption, value_of(view, what.caption))).strip()
     read = [text for name in (what.ocr, *what.also) for text in _texts(name, value_of(view, name))]
     for name, length, most in (("caption", len(caption), what.max_chars), ("text read", sum(map(len, read)), 10 * what.max_chars)):
@@ -88,13 +88,19 @@ def _shares(what: What) -> list[str]:
 
 
 def _columns(what: What) -> list[Column]:
-    shares = [Column(name, pa.float64(), IMAGE, doc=f"the same of {name} alone") for name in _shares(what)]
+    kinds = frozenset({what.of})
+    shares = [Column(name, pa.float64(), kinds, doc=f"the same of {name} alone") for name in _shares(what)]
     return [
-        Column("n", pa.int32(), IMAGE, doc="claims in the caption; NULL without a caption"),
-        Column("share", pa.float64(), IMAGE, doc="of the claims, those that the text read bears out, 0..1; 1 where nothing is claimed"),
+        Column("n", pa.int32(), kinds, doc="claims in the caption; NULL without a caption"),
+        Column("share", pa.float64(), kinds, doc="of the claims, those that the text read bears out, 0..1; 1 where nothing is claimed"),
         *shares,
-        Column("unsupported", pa.list_(pa.string()), IMAGE, wide=True, doc="the claims that it does not bear out"),
+        Column("unsupported", pa.list_(pa.string()), kinds, wide=True, doc="the claims that it does not bear out"),
     ]
+
+
+def _identity(what: What) -> dict[str, Any]:
+    """As it was before there were videos, where there are none."""
+    return {name: value for name, value in asdict(what).items() if name != "of" or value != "image"}
 
 
 def _check(what: What) -> None:
@@ -113,11 +119,12 @@ def _check(what: What) -> None:
 STEP = Step(
     version=1,
     level="medium",
-    applies=IMAGE,
+    applies=MEDIA_KINDS,
     prefix="agreement_",
     what=What,
     columns=_columns,
     reads=lambda what: read_names([what.caption, what.ocr, *what.also]),
     open=_open,
+    identity=_identity,
     check=_check,
 )

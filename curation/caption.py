@@ -1,29 +1,31 @@
-"""A text about each picture from a vision-language model: in this process, or behind a URL. Every reply is paid for once."""
+"""A text about each picture, each video or each shot of it, from a vision-language model: in this process, or behind a URL. Every reply is
+paid for once."""
 
 from __future__ import annotations
 
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from curation.caption_cache import Cache, open_cache
-from curation.caption_engine import check_engine
-from curation.caption_reply import REFUSALS_VERSION, Reply, check_reply
-from curation.caption_request import Request, bounded, fill, places, reply_key
+from curation.caption_engine import check_engine, has_template, refuse_plain
+from curation.caption_questions import ask, columns_of, rows_of, waves
+from curation.caption_reply import REFUSALS_VERSION, Reply
+from curation.caption_request import Request, places
 from curation.models import Model, check_folder, kind_of, model_identity
-from curation.own_texts import read_names, value_of
-from curation.step import Column, How, Result, Step
+from curation.moments import check_moments, moments_identity
+from curation.own_texts import read_names
+from curation.step import MEDIA_KINDS, How, Result, Step
 from curation.view import MediaView
 from curation.weights import existing_path
-from shards.errors import SampleError
+from shards.errors import InfrastructureError, SampleError
 from shards.paths import has_credentials
 
-IMAGE = frozenset({"image"})
+OF_PICTURE = "Describe this picture in one sentence."
+OF_VIDEO = "These are frames of one video, in their order. Describe the video in one sentence."
 PRECISIONS = ("bf16", "fp32")
 # Each has `open_backend(what, how) -> Backend`.
 BACKENDS: Mapping[str, str] = {
@@ -40,9 +42,12 @@ Backend = Callable[[Sequence[Request], Callable[[], None]], Iterator[tuple[int, 
 
 @dataclass(frozen=True, slots=True)
 class What:
-    """model           an id of the model hub, a directory, "package:<name>", or the name that a server knows it by ("gpt-4.1-mini").
+    """Without `frames`, `at` and `every` it looks at pictures, with one of them at videos (curation/moments.py).
+
+    model           an id of the model hub, a directory, "package:<name>", or the name that a server knows it by ("gpt-4.1-mini").
     revision        of a hub model: commit, branch or tag.
     prompt          may hold {column} places, filled with what earlier steps wrote or with the sample's own texts ({caption}).
+                    The default speaks of a picture; where several frames are shown, of a video.
     system          the system message; "" = none but the model's own.
     max_new_tokens  of a reply; one that does not end by then is a runaway.
     temperature     0 = the likeliest words. Above: drawn, by a seed of picture and prompt.
@@ -51,11 +56,13 @@ class What:
     max_chars       longer replies are errors. max_prompt_chars: so are longer prompts, places filled.
     refusals        further regular expressions for the beginning of a reply that refuses, besides those that come with the step.
     remote_code     whether a model may bring Python of its own, which is then run.
+    frames          so many frames in one request: of the clip, or of each stretch.
+    at              column of stretches, such as `video_shots`: a caption for each. every: seconds of a stretch, where no column tells them.
     """
 
     model: str = ""
     revision: str = ""
-    prompt: str = "Describe this picture in one sentence."
+    prompt: str = OF_PICTURE
     system: str = ""
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -65,9 +72,14 @@ class What:
     max_prompt_chars: int = 16_000
     refusals: tuple[str, ...] = ()
     remote_code: bool = False
+    frames: int = 0
+    at: str = ""
+    every: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", existing_path(self.model))
+        if self.frames > 1 and self.prompt == OF_PICTURE:
+            object.__setattr__(self, "prompt", OF_VIDEO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,64 +142,17 @@ def _open(what: What, how: CaptionHow) -> Callable[[Sequence[MediaView]], Sequen
     return lambda views: answer(what, model, backend, cache, views)
 
 
-@dataclass(slots=True)
-class Asked:
-    """What the views of a batch ask. errors: by place, for those that ask nothing. keys: by place, of the others.
-    known: replies of the cache by key. requests: by key, in the order of the views: what must be asked, once each."""
-
-    errors: dict[int, SampleError]
-    keys: dict[int, str]
-    known: Mapping[str, Reply]
-    requests: dict[str, Request]
-
-
-def ask(what: What, model: Sequence[str], cache: Cache, views: Sequence[MediaView]) -> Asked:
-    """model: identity of the model, for the cache. The same question is asked once, however many ask it."""
-    names = places(what.prompt)
-    errors: dict[int, SampleError] = {}
-    prompts: dict[int, str] = {}
-    keys: dict[int, str] = {}
-    for place, view in enumerate(views):
-        try:
-            prompts[place] = fill(what.prompt, {name: value_of(view, name) for name in names}, what.max_prompt_chars)
-            keys[place] = reply_key(what, model, view.sha256(), prompts[place])
-        except SampleError as error:
-            errors[place] = error
-    known = cache.get(list(dict.fromkeys(keys.values())))
-    asking: dict[str, list[int]] = {}
-    for place, key in keys.items():
-        if key not in known:
-            asking.setdefault(key, []).append(place)
-    requests: dict[str, Request] = {}
-    for key, askers in asking.items():
-        view = views[askers[0]]
-        try:
-            pixels = bounded(view.image(), what.max_pixels)
-        except SampleError as error:
-            for place in askers:
-                errors[place] = error
-                del keys[place]
-            continue
-        requests[key] = Request(view.sample.uid, view.sha256(), prompts[askers[0]], pixels)
-    return Asked(errors, keys, known, requests)
-
-
 def answer(what: What, model: Sequence[str], backend: Backend, cache: Cache, views: Sequence[MediaView]) -> list[Result]:
     """The rows of a batch. model: identity of the model, for the cache."""
     asked = ask(what, model, cache, views)
     found: dict[str, Reply | SampleError] = dict(asked.known)
-    if asked.requests:
-        waiting = list(asked.requests)
-        for number, came in backend(list(asked.requests.values()), views[0].alive):
+    for requests in waves(what, asked, views):
+        waiting = list(requests)
+        for number, came in backend(list(requests.values()), views[0].alive):
             if isinstance(came, Reply):
                 cache.put(waiting[number], came)
             found[waiting[number]] = came
-    results = {key: judged(what, came) for key, came in found.items()}
-    return [asked.errors[place] if place in asked.errors else results[asked.keys[place]] for place in range(len(views))]
-
-
-def judged(what: What, came: Reply | SampleError) -> Result:
-    return check_reply(what, came) if isinstance(came, Reply) else came
+    return rows_of(what, asked, found, len(views))
 
 
 def model_of(what: What) -> list[str]:
@@ -197,7 +162,8 @@ def model_of(what: What) -> list[str]:
 
 def _identity(what: What) -> dict[str, Any]:
     """A directory stands for its content: the same model elsewhere gives the same rows."""
-    return {**asdict(what), "model": model_of(what), "revision": "", "refusals": [REFUSALS_VERSION, *what.refusals]}
+    own = {name: value for name, value in asdict(what).items() if name not in ("frames", "at", "every")}
+    return {**own, **moments_identity(what), "model": model_of(what), "revision": "", "refusals": [REFUSALS_VERSION, *what.refusals]}
 
 
 def _models(what: What) -> list[Model]:
@@ -205,14 +171,7 @@ def _models(what: What) -> list[Model]:
 
 
 def _reads(what: What) -> list[str]:
-    return ["media", *read_names(places(what.prompt))]
-
-
-def _columns(what: What) -> list[Column]:
-    return [
-        Column("text", pa.string(), IMAGE, doc="what the model says of the picture, without blanks around it"),
-        Column("tokens", pa.int32(), IMAGE, doc="tokens of the reply, its end among them; NULL where a server does not say"),
-    ]
+    return ["media", *read_names([*places(what.prompt), *([what.at] if what.at else [])])]
 
 
 def _check(what: What) -> None:
@@ -221,6 +180,7 @@ def _check(what: What) -> None:
     if not what.prompt.strip() and what.system:
         raise ValueError("prompt: it is empty, but there is a `system` message; write what to ask")
     places(what.prompt)
+    check_moments(what)
     if what.precision not in PRECISIONS:
         raise ValueError(f"precision: {what.precision!r}; known are {', '.join(PRECISIONS)}")
     if not 0 <= what.temperature <= 2:
@@ -238,17 +198,28 @@ def _check(what: What) -> None:
     if what.revision and kind != "hub":
         raise ValueError(f"revision: {what.model} is not on the model hub; its content tells it apart")
     if kind == "folder":
-        check_folder(Path(what.model).expanduser(), ("config.json",))
+        folder = Path(what.model).expanduser()
+        check_folder(folder, ("config.json",))
+        _check_frames(what, folder)
+
+
+def _check_frames(what: What, folder: Path) -> None:
+    if what.frames > 1:
+        try:
+            if not has_template(folder):
+                refuse_plain(replace(what, system=""))
+        except InfrastructureError as error:
+            raise ValueError(f"frames: {error}") from error
 
 
 STEP = Step(
     version=1,
     level="medium",
-    applies=IMAGE,
+    applies=MEDIA_KINDS,
     prefix="caption_",
     what=What,
     how=CaptionHow,
-    columns=_columns,
+    columns=columns_of,
     reads=_reads,
     open=_open,
     identity=_identity,

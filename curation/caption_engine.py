@@ -1,12 +1,17 @@
-"""Which arguments of an engine a recipe may give: those that change how fast it is, none that changes what the model says."""
+"""Which arguments of an engine a recipe may give (those that change how fast it is, none that changes what the model says), and what a
+model without a chat template cannot be asked."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shards.errors import InfrastructureError
+
 if TYPE_CHECKING:
-    from curation.caption import CaptionHow
+    from curation.caption import CaptionHow, What
 
 _OTHER_MODEL = "makes another model of it, whose replies must not pass for this one's; give a model that is so already"
 # Arguments of vLLM's engine that a recipe may not give, and why.
@@ -21,6 +26,9 @@ REFUSED: Mapping[str, str] = {
 }
 
 
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+
 def check_engine(how: CaptionHow) -> None:
     """Raises ValueError for settings of vllm that cannot work, or that are given to another backend."""
     if how.backend != "vllm" and (how.engine_kwargs or how.tensor_parallel_size != 1 or how.max_model_len):
@@ -33,3 +41,27 @@ def check_engine(how: CaptionHow) -> None:
     for name in how.engine_kwargs:
         if (told := REFUSED.get(name)) is not None:
             raise ValueError(f"engine_kwargs: {name} {told}")
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a model's folder holds a chat template. Raises InfrastructureError for files that are no JSON."""
+    if any((folder / name).is_file() for name in TEMPLATES):
+        return True
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        try:
+            if (folder / name).is_file() and json.loads((folder / name).read_text("utf-8")).get("chat_template"):
+                return True
+        except (OSError, ValueError, AttributeError) as error:
+            raise InfrastructureError(f"model directory {folder}: {name} is not readable: {error}; copy the model again") from error
+    return False
+
+
+def refuse_plain(what: What) -> None:
+    """Raises InfrastructureError for what a model without a chat template cannot be asked."""
+    if what.system:
+        raise InfrastructureError(f"model {what.model} has no chat template, so it takes no `system` message; write it into the prompt")
+    if what.frames > 1:
+        raise InfrastructureError(
+            f"model {what.model} has no chat template, so it takes one picture a question, not `frames: {what.frames}`; write `frames: 1`, "
+            "`at` or `every`, or take another model"
+        )

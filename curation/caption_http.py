@@ -43,8 +43,8 @@ class Trouble:
 
 
 def body(what: What, name: str, request: Request, limit: str, most: int) -> bytes:
-    """The JSON of a request: the picture as a data URL, then the prompt."""
-    content: list[Mapping[str, Any]] = [{"type": "image_url", "image_url": {"url": data_url(request.pixels)}}]
+    """The JSON of a request: the picture, or the frames in their order, as data URLs, then the prompt."""
+    content: list[Mapping[str, Any]] = [{"type": "image_url", "image_url": {"url": data_url(one)}} for one in request.pictures]
     if request.prompt:
         content.append({"type": "text", "text": request.prompt})
     messages: list[Mapping[str, Any]] = [{"role": "system", "content": what.system}] if what.system else []

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fovea")
 Task = asyncio.Task[Reply | SampleError]
 
-CONTROL = Request("control", "0" * 64, "Describe this picture.", np.full((96, 128, 3), 127, np.uint8))
+CONTROL = np.full((96, 128, 3), 127, np.uint8)
 CONTROL_TOKENS = 16
 LONGEST_WAIT = 60.0  # seconds between two tries; a server that asks for more gets up to ASKED_WAIT
 ASKED_WAIT = 600.0
@@ -111,6 +111,12 @@ def answers(server: Server, requests: Sequence[Request], alive: Callable[[], Non
             runner.run(_end(session, pending))
 
 
+def control(what: What) -> Request:
+    """A question that no sample is to blame for: with as many pictures as the step shows, for a server may take only one."""
+    pixels = np.stack([CONTROL] * what.frames) if what.frames > 1 else CONTROL
+    return Request("control", "0" * 64, "Describe this picture.", pixels)
+
+
 async def ask(server: Server, session: aiohttp.ClientSession, request: Request) -> Reply | SampleError:
     """The answer to one question, whatever it takes within the limits. Raises InfrastructureError."""
     found = await _tried(server, session, request)
@@ -167,7 +173,7 @@ async def once(server: Server, session: aiohttp.ClientSession, request: Request,
 async def _sound(server: Server, session: aiohttp.ClientSession) -> bool:
     """Whether the server answers a question that has nothing odd about it."""
     async with server.trying:
-        return not isinstance(await once(server, session, CONTROL, CONTROL_TOKENS), Trouble)
+        return not isinstance(await once(server, session, control(server.what), CONTROL_TOKENS), Trouble)
 
 
 def _gone(server: Server, trouble: Trouble) -> InfrastructureError:

@@ -1,4 +1,5 @@
-"""What is asked about a picture: the prompt with its places filled, and the pixels within their bound. Pure functions."""
+"""What is asked about a picture, or about frames of a video: the prompt with its places filled, and the pixels within their bound. Pure
+functions."""
 
 from __future__ import annotations
 
@@ -29,16 +30,21 @@ _ROLES = re.compile(r"\[(?=/?INST\])")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question about one picture.
+    """One question about one picture, or about several frames of one video.
 
-    uid     of the sample, for messages. sha256: of the medium's bytes. prompt: final, every place filled.
-    pixels  uint8 (height, width, 3), at most `max_pixels`: what every backend shows its model.
+    uid     of the sample, for messages. sha256: of the medium's bytes; of frames what `frames_id` says. prompt: final, every place filled.
+    pixels  uint8 (height, width, 3), or (T, height, width, 3) of T frames in their order, each at most `max_pixels`: what every backend
+            shows its model.
     """
 
     uid: str
     sha256: str
     prompt: str
     pixels: np.ndarray
+
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        return [self.pixels] if self.pixels.ndim == 3 else list(self.pixels)
 
 
 def places(prompt: str) -> list[str]:
@@ -102,6 +108,11 @@ def reply_key(what: What, model: Sequence[str], sha256: str, prompt: str) -> str
     decides = [what.system, what.max_new_tokens, what.temperature, what.precision, what.max_pixels]
     value = ["fovea caption 1", sha256, prompt, list(model), decides]
     return hashlib.sha256(json.dumps(value, ensure_ascii=True).encode()).hexdigest()
+
+
+def frames_id(sha256: str, times: Sequence[float]) -> str:
+    """64 hex digits that stand for the frames of a video on screen at these seconds, as sha256 does for a picture."""
+    return hashlib.sha256(f"fovea frames 1\n{sha256}\n{json.dumps(list(times))}".encode()).hexdigest()
 
 
 def seed_of(request: Request) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import TemplateError
 from PIL import Image
 
+from curation.caption_engine import refuse_plain
 from curation.caption_reply import Reply, ReplyError
 from curation.caption_request import Request, seed_of
 from curation.encoders import device_and_type
@@ -27,7 +28,7 @@ log = logging.getLogger("fovea")
 
 # What a processor, a chat template or a model raises for a picture or prompt it cannot take, say one 300 times as long as wide.
 FAULTS = (ValueError, RuntimeError, IndexError, TypeError, ZeroDivisionError, MemoryError, TemplateError)
-TRIAL = Request("trial", "0" * 64, "Describe this picture.", np.full((96, 128, 3), 127, np.uint8))
+TRIAL = np.full((96, 128, 3), 127, np.uint8)
 TRIAL_TOKENS = 2
 
 
@@ -51,13 +52,15 @@ class Captioner:
 def open_backend(what: What, how: CaptionHow) -> Backend:
     """Loads the model and tries it on a grey picture: what fails then is not a sample's fault. Raises InfrastructureError."""
     captioner = load(what, how)
+    trial = Request("trial", "0" * 64, "Describe this picture.", np.stack([TRIAL] * what.frames) if what.frames > 1 else TRIAL)
     try:
-        generate(captioner, [TRIAL], lambda: None, TRIAL_TOKENS)
+        generate(captioner, [trial], lambda: None, TRIAL_TOKENS)
     except (*FAULTS, LookupError, AttributeError) as error:
         if _out_of_memory(error):
             raise InfrastructureError(f"{what.model}: one small picture does not fit the device: {_first_line(error)}") from error
+        shown = "a grey picture" if what.frames <= 1 else f"{what.frames} grey pictures at once (frames: {what.frames})"
         raise InfrastructureError(
-            f"{what.model}: it cannot even describe a grey picture: {type(error).__name__}: {_first_line(error)}; "
+            f"{what.model}: it cannot even describe {shown}: {type(error).__name__}: {_first_line(error)}; "
             "is it an image-text-to-text model with its own processor beside it, and does its chat template take the step's messages?"
         ) from error
     return lambda requests, alive: answers(captioner, requests, alive)
@@ -88,8 +91,8 @@ def load(what: What, how: CaptionHow) -> Captioner:
             f"model {what.model}: {folder} holds no processor of pictures and texts; copy or download it again, whole"
         )
     template = bool(getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None))
-    if what.system and not template:
-        raise InfrastructureError(f"model {what.model} has no chat template, so it takes no `system` message; write it into the prompt")
+    if not template:
+        refuse_plain(what)
     if not template and isinstance(getattr(processor, "image_token", None), str) and hasattr(processor, "num_query_tokens"):
         processor.image_token = AddedToken(processor.image_token)  # BLIP-2's processor asks it for its `.content`
     processor.tokenizer.padding_side = "left"  # a reply begins right after the prompt
@@ -159,15 +162,16 @@ def generate(captioner: Captioner, requests: Sequence[Request], alive: Callable[
 
 def prepare(captioner: Captioner, requests: Sequence[Request]) -> Any:
     """The processor's tensors for a batch, padded on the left."""
-    pictures = [Image.fromarray(request.pixels) for request in requests]
+    pictures = [[Image.fromarray(picture) for picture in request.pictures] for request in requests]
     if not captioner.template:
         prompts = [request.prompt for request in requests]
-        return captioner.processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
+        return captioner.processor(images=[one for (one,) in pictures], text=prompts, padding=True, return_tensors="pt")
     system = [{"role": "system", "content": [{"type": "text", "text": captioner.what.system}]}] if captioner.what.system else []
-    talks = [
-        [*system, {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": request.prompt}]}]
-        for picture, request in zip(pictures, requests, strict=True)
+    contents = [
+        [*({"type": "image", "image": one} for one in shown), {"type": "text", "text": request.prompt}]
+        for shown, request in zip(pictures, requests, strict=True)
     ]
+    talks = [[*system, {"role": "user", "content": content}] for content in contents]
     return captioner.processor.apply_chat_template(
         talks, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
     )

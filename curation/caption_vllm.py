@@ -13,27 +13,30 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from curation.answers import checked, error_of, stored_rows, work_values
-from curation.caption import IMAGE, CaptionHow, What, ask, judged, model_of
 from curation.caption import STEP as CAPTION
+from curation.caption import CaptionHow, What, model_of
 from curation.caption_cache import open_cache
-from curation.caption_reply import Reply
+from curation.caption_questions import Question, ask, row_of, waves
+from curation.caption_reply import Reply, check_reply
 from curation.caption_request import Request, png, seed_of
+from curation.moments import Stretch, of_videos
 from curation.program import StepCall, bind
 from curation.rows import with_columns, work_fields
-from curation.step import Column, Result, Step
+from curation.step import MEDIA_KINDS, Column, Result, Step
 from curation.view import MediaView, Room, member_of
 from shards.errors import InfrastructureError, SampleError
 from shards.media import Limits
 
 PREFIX = "_ask_"  # of the columns below in a work table; no step of a recipe can have it
-_NOTHING: Mapping[str, Any] = {"prompt": None, "seed": None, "picture": None}
 _REPLY = pa.struct([("text", pa.string()), ("finish", pa.string()), ("tokens", pa.int32())])
-BATCH = 16  # pictures of one call: no model looks at them here, so only their memory counts
+_SPAN = pa.struct([("start", pa.float64()), ("end", pa.float64())])
+_QUESTION = pa.struct([("prompt", pa.string()), ("seed", pa.int64()), ("pictures", pa.list_(pa.binary()))])
+BATCH = 16  # media of one call: no model looks at them here, so only the memory of their pictures counts
 
 
 def asking(call: StepCall) -> StepCall:
     """The first half of a caption step: same inputs, same errors, under the same digest."""
-    how = {**call.how, "batch": min(call.how["batch"], BATCH)}
+    how = {**call.how, "batch": 1 if call.what["frames"] or call.what["at"] or call.what["every"] else min(call.how["batch"], BATCH)}
     return replace(call, op="caption_vllm", how=how, prefix=PREFIX)
 
 
@@ -60,9 +63,15 @@ def fold(call: StepCall, work: pa.Table, replies: Mapping[str, Reply | SampleErr
     slots = [(member, number) for member in members for number, key in enumerate(lines[member.row][f"{PREFIX}key"]) if key is not None]
     results: list[Result] = []
     for member, number in slots:
-        known = lines[member.row][f"{PREFIX}reply"][number]
-        came = Reply(**known) if known is not None else replies[lines[member.row][f"{PREFIX}key"][number]]
-        results.append(judged(bound.what, came))
+        line = lines[member.row]
+        keys = line[f"{PREFIX}key"][number]
+        known = line[f"{PREFIX}reply"][number]
+        spans = line[f"{PREFIX}span"][number] or [None] * len(keys)
+        stretches = [None if span is None else Stretch(span["start"], span["end"], ()) for span in spans]
+        questions = [Question(key, "", "", stretch) for key, stretch in zip(keys, stretches, strict=True)]
+        came = [replies[key] if reply is None else Reply(**reply) for key, reply in zip(keys, known, strict=True)]
+        judged = [check_reply(bound.what, one) if isinstance(one, Reply) else one for one in came]
+        results.append(row_of(bound.what, questions, judged))
     answers: dict[int, list[Result | None]] = {member.row: [None] * len(member.view.media) for member in members}
     checked_results = checked(bound, [member.view.media[number] for member, number in slots], results)
     for (member, number), result in zip(slots, checked_results, strict=True):
@@ -82,31 +91,33 @@ def _open(what: What, how: CaptionHow) -> Callable[[Sequence[MediaView]], Sequen
 
     def ask_all(views: Sequence[MediaView]) -> list[Result]:
         asked = ask(what, model, cache, views)
-        questions = {key: _question(request) for key, request in asked.requests.items()}
+        new = {key: _question(request) for wave in waves(what, asked, views) for key, request in wave.items()}
         results: list[Result] = []
         for place in range(len(views)):
             if place in asked.errors:
                 results.append(asked.errors[place])
                 continue
-            key = asked.keys[place]
-            known = asdict(asked.known[key]) if key in asked.known else None
-            results.append({"key": key, "reply": known, **questions.get(key, _NOTHING)})
+            listed = asked.questions[place]
+            known = [asdict(asked.known[q.key]) if q.key in asked.known else None for q in listed]
+            spans = [{"start": q.stretch.start, "end": q.stretch.end} for q in listed if q.stretch is not None]
+            keys = [q.key for q in listed]
+            results.append({"key": keys, "reply": known, "span": spans, "question": [new.get(key) for key in keys]})
         return results
 
     return ask_all
 
 
 def _question(request: Request) -> dict[str, Any]:
-    return {"prompt": request.prompt, "seed": seed_of(request), "picture": png(request.pixels)}
+    return {"prompt": request.prompt, "seed": seed_of(request), "pictures": [png(one) for one in request.pictures]}
 
 
 def _columns(what: What) -> list[Column]:
+    kinds = frozenset({"video" if of_videos(what) else "image"})
     return [
-        Column("key", pa.string(), IMAGE, wide=True, doc="of the question"),
-        Column("reply", _REPLY, IMAGE, wide=True, doc="of the cache, unjudged; NULL where it must be asked for"),
-        Column("prompt", pa.string(), IMAGE, wide=True, doc="NULL, as what follows, where the cache knows"),
-        Column("seed", pa.int64(), IMAGE, wide=True),
-        Column("picture", pa.binary(), IMAGE, wide=True, doc="PNG of the pixels that the model is to see"),
+        Column("key", pa.list_(pa.string()), kinds, wide=True, doc="of each question: one, or one for each stretch of a video"),
+        Column("reply", pa.list_(_REPLY), kinds, wide=True, doc="of the cache, unjudged; NULL where it must be asked for"),
+        Column("span", pa.list_(_SPAN), kinds, wide=True, doc="seconds of each stretch; empty for a picture"),
+        Column("question", pa.list_(_QUESTION), kinds, wide=True, doc="NULL where the cache knows. PNGs of what the model is to see"),
     ]
 
 
@@ -118,7 +129,7 @@ def open_backend(what: What, how: CaptionHow) -> NoReturn:
 STEP = Step(
     version=1,
     level="medium",
-    applies=IMAGE,
+    applies=MEDIA_KINDS,
     prefix=PREFIX,
     what=What,
     how=CaptionHow,

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from curation.compose_captions import caption_columns, caption_of_picture, caption_of_sample, check_captions, said
+from curation.compose_captions import caption_columns, caption_of_picture, caption_of_sample, said
 from curation.compose_charts import Chart, record_chart
+from curation.compose_check import COMPOSED, check
 from curation.compose_ocr import Line, box_text, boxed, ocr_answer, recognised_lines
-from curation.compose_prompts import PROMPTS, check_prompts, question
+from curation.compose_prompts import PROMPTS, question
 from curation.compose_regions import Form, Region, Unit, chosen, line_regions, record_regions
+from curation.compose_video import Speaks, of_shots, shots_of
 from curation.conversations import from_llava, from_stream
 from curation.step import ALL_KINDS, Column, How, Row, SampleView, Step
 from curation.view import each
 from shards.errors import SampleError
-from shards.items import TASKS, Item, Message, Part, items_to_json
+from shards.items import Item, Message, Part, items_to_json
 from shards.sample import digest_of
 from shards.sources.texts import look_up
 
 __all__ = ["COMPOSED", "PROMPTS", "STEP", "What", "compose"]
-
-COMPOSED = (
-    "short_caption",
-    "detailed_caption",
-    "ocr",
-    "document",
-    "chart",
-    "region",
-    "grounding",
-    "vqa",
-    "multi_image",
-    "text",
-    "video",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +47,11 @@ class What:
     ocr_regions         true: recognised lines are regions too ("what is written in …?", "where does it say …?"). Ours, not the report's.
     max_regions         so many regions of a picture become items, chosen by a hash of its uid.
     box_scale           boxes are written as integers 0..box_scale-1 of the picture's width and height: left, top, right, bottom.
+    shots               column with the captions of a video's shots, as `caption` with `at` or `every` writes it: "caption_each"; "" = none.
+                        With it `video` tells the shots too, and `temporal_grounding` and `streaming` may be among the tasks.
+    min_shot            seconds: of shorter shots nothing is said, for none of their frames may be shown.
+    max_moments         so many shots of a video are asked for by their caption.
+    speaks              when a shot is told in a stream: at its end, or at its start, when a second of it was seen.
     """
 
     tasks: tuple[str, ...] = COMPOSED
@@ -79,8 +72,13 @@ class What:
     ocr_regions: bool = False
     max_regions: int = 8
     box_scale: int = 1000
+    shots: str = ""
+    min_shot: float = 1.0
+    max_moments: int = 4
+    speaks: Speaks = "end"
 
 
+_OF_SHOTS = ("shots", "min_shot", "max_moments", "speaks")
 Made = tuple[str, tuple[Message, ...]]  # task, messages
 
 
@@ -121,6 +119,11 @@ def _of_sample(what: What, view: SampleView) -> Iterator[Made]:
     for number, kind in enumerate(kinds):
         if kind == "image":
             yield from _of_picture(what, view, number, chart)
+        elif what.shots:
+            listed = view.columns.get(what.shots)
+            shots = shots_of(what.shots, listed[number] if listed else None, what.max_caption_chars)
+            settings = (what.min_shot, what.max_moments, what.speaks)
+            yield from of_shots(shots, what.tasks, what.prompts, sample.uid, number, *settings)
 
 
 def _streamed(view: SampleView) -> tuple[Message, ...]:
@@ -259,29 +262,14 @@ def _reads(what: What) -> list[str]:
     read = ["media", "texts", *caption_columns(what.captions, what.tasks)]
     read += [f"{what.ocr}_lines"] if what.ocr else []
     read += [what.kind] if what.kind else []
+    read += [what.shots] if what.shots else []
     read += ["width", "height"] if what.regions and what.boxes == "pixels" and _wants_regions(what) else []
     return list(dict.fromkeys(read))
 
 
-def _check(what: What) -> None:
-    named = set(what.conversations.values())
-    unknown = [task for task in what.tasks if task not in COMPOSED and task not in named]
-    if unknown or not what.tasks:
-        raise ValueError(f"tasks: {unknown or 'none'}; compose makes {', '.join(COMPOSED)}, and what `conversations` says")
-    if wrong := sorted(named - set(TASKS)):
-        raise ValueError(f"conversations: {', '.join(wrong)}; a conversation may teach {', '.join(TASKS)}")
-    if left := sorted(named - set(what.tasks)):
-        raise ValueError(f"conversations: {', '.join(left)} is not among `tasks`, so nothing would come of them")
-    check_prompts(what.prompts)
-    check_captions(what.captions)
-    if not 0 <= what.min_ocr_confidence <= 1:
-        raise ValueError(f"min_ocr_confidence: {what.min_ocr_confidence} is outside 0..1")
-    if what.document_lines < 1 or what.box_scale < 2:
-        raise ValueError("document_lines is at least 1 and box_scale at least 2")
-    if what.max_caption_chars < 1 or what.max_regions < 1:
-        raise ValueError("max_caption_chars and max_regions are at least 1")
-    if what.ocr_regions and not what.ocr:
-        raise ValueError("ocr_regions: they are recognised lines, so `ocr` must name the prefix of an OCR step")
+def _identity(what: What) -> dict[str, Any]:
+    """As it was before there were shots, where there are none."""
+    return {name: value for name, value in asdict(what).items() if what.shots or name not in _OF_SHOTS}
 
 
 STEP = Step(
@@ -294,5 +282,6 @@ STEP = Step(
     columns=_columns,
     reads=_reads,
     open=_open,
-    check=_check,
+    identity=_identity,
+    check=check,
 )

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from shards.sample import digest_of
 
-# `region_ocr` and `grounding_ocr`, `chart_text`: the same tasks asked of recognised lines, and of a chart's transcription
+# `region_ocr` and `grounding_ocr`, `chart_text`, `video_shots`: the same tasks asked of recognised lines, of a chart's transcription, of a
+# video's shots. `streaming_end` and `streaming_start`: the question by when the answers come.
 PROMPTS: dict[str, tuple[str, ...]] = {
     "short_caption": (
         "Describe this image in one sentence.",
@@ -58,8 +59,24 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "Describe this video in one sentence.",
         "What happens in this video? Answer briefly.",
     ),
+    "video_shots": (
+        "Describe each shot of this video, with its time.",
+        "List the shots of this video with the seconds at which they begin and end, and say what each shows.",
+    ),
+    "temporal_grounding": (
+        'When does the video show this: "{text}"? Answer with the seconds from start to end.',
+        'Give the start and end, in seconds, of: "{text}".',
+    ),
+    "streaming_end": (
+        "Watch the video as it runs. When a shot has ended, describe it.",
+        "As the video runs, say after each shot what it showed.",
+    ),
+    "streaming_start": (
+        "Watch the video as it runs. When a new shot has begun, describe it.",
+        "As the video runs, say what each new shot shows.",
+    ),
 }
-PLACES = {"region": "{box}", "region_ocr": "{box}", "grounding": "{text}", "grounding_ocr": "{text}"}
+PLACES = {"region": "{box}", "region_ocr": "{box}", "grounding": "{text}", "grounding_ocr": "{text}", "temporal_grounding": "{text}"}
 
 
 def question(prompts: Mapping[str, Sequence[str]], key: str, uid: str, *place: int, **filled: str) -> str:

@@ -110,7 +110,7 @@ class Group:
         cost = StepCost(call.name)
         for member in members:
             member.alive = member.alive and call.digest not in member.failed
-        todo = [m for m in members if m.alive and m.kinds & bound.step.applies and call.digest not in m.have]
+        todo = [m for m in members if m.alive and m.kinds & bound.applies and call.digest not in m.have]
         errors: dict[int, str] = {}
         for member in todo:
             failure = self._identify(member, contents) if "media" in call.roots and member.content is None and member.view.media else None
@@ -152,7 +152,7 @@ class Group:
             inputs: list[MediaView | SampleView] = []
             for member in (m for m in members if m.row // size == start):
                 answers[member.row] = [None] * (len(member.view.media) if medium else 1)
-                views = [v for v in member.view.media if v.ref.kind in bound.step.applies] if medium else [member.view]
+                views = [v for v in member.view.media if v.ref.kind in bound.applies] if medium else [member.view]
                 slots += [(member.row, view.number if isinstance(view, MediaView) else 0) for view in views]
                 inputs += views
             for at in range(0, len(inputs), size):

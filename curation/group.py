@@ -202,7 +202,7 @@ class GroupRunner:
             (
                 place
                 for place, step in self._steps.items()
-                if "media" in step.call.roots and kinds & step.step.applies and step.call.digest not in (row["have"] or ())
+                if "media" in step.call.roots and kinds & step.applies and step.call.digest not in (row["have"] or ())
             ),
             -1,
         )

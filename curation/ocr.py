@@ -1,4 +1,5 @@
-"""Reads the text in a picture with PaddleOCR (detection, then recognition of each line) on ONNX Runtime: lines, boxes, confidences."""
+"""Reads the text in a picture, or in frames of a video, with PaddleOCR (detection, then recognition of each line) on ONNX Runtime: lines,
+boxes, confidences; of videos the time in which each line stands."""
 
 from __future__ import annotations
 
@@ -10,34 +11,39 @@ import numpy as np
 import pyarrow as pa
 
 from curation.models import Model
+from curation.moments import check_moments, moments_identity, of_videos
 from curation.ocr_engine import Engine, open_engine
 from curation.ocr_languages import recogniser_for
 from curation.ocr_models import PACKAGE, check_model, listed_model, model_identity, prepare_model
-from curation.ocr_read import Settings, read_picture
-from curation.step import Column, How, Result, Row, Step
+from curation.ocr_read import Line, Settings, read_picture
+from curation.ocr_video import frames_read, standing, told_once
+from curation.step import MEDIA_KINDS, Column, How, Result, Row, Step
 from curation.view import MediaView, each
 from curation.weights import existing_path
 
-IMAGE = frozenset({"image"})
-LINE_TYPE = pa.struct(
-    [
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("confidence", pa.float64(), nullable=False),
-        pa.field("polygon", pa.list_(pa.float32()), nullable=False),
-    ]
-)
+IMAGE, VIDEO = frozenset({"image"}), frozenset({"video"})
+_LINE = [
+    pa.field("text", pa.string(), nullable=False),
+    pa.field("confidence", pa.float64(), nullable=False),
+    pa.field("polygon", pa.list_(pa.float32()), nullable=False),
+]
+LINE_TYPE = pa.struct(_LINE)
+TIMED_LINE_TYPE = pa.struct([*_LINE, pa.field("start", pa.float32(), nullable=False), pa.field("end", pa.float32(), nullable=False)])
 
 
 @dataclass(frozen=True, slots=True)
 class What:
-    """det, rec  detection and recognition model, each "package:rapidocr" (PP-OCRv6 small: Latin, Chinese, Japanese), a folder with
+    """Without `frames`, `at` and `every` it looks at pictures, with one of them at frames of videos (curation/moments.py).
+
+    det, rec  detection and recognition model, each "package:rapidocr" (PP-OCRv6 small: Latin, Chinese, Japanese), a folder with
                  inference.onnx and inference.yml, an id of the hub, or PaddleOCR's name of a model, whose ONNX files are on the hub.
     det_revision, rec_revision  of models on the hub.
     language     ISO 639 code: takes PaddleOCR's recogniser for it in the place of `rec`; "" = `rec` as it is.
     longest      a picture's longer side, pixels, as the detector sees it; larger ones are shrunk for it. Lines are read at full size.
     tiles        "off", "auto" (the detector looks at tiles where the text it sees is too small) or the side of a tile in pixels.
     rotate       "auto" (pages that lie on a side or stand on their head are turned before they are read) or "off".
-    whole        a small picture in which no line is found is read as one line; taken from this confidence on, 0 = never.
+    whole        a small picture in which no line is found is read as one line; taken from this confidence on, 0 = never. Never of frames:
+                 they are not cut out of anything, and letters would be seen in leaves and faces.
     """
 
     det: str = PACKAGE
@@ -49,6 +55,9 @@ class What:
     tiles: str | int | bool = "auto"
     rotate: str | bool = "auto"
     whole: float = 0.8
+    frames: int = 0
+    at: str = ""
+    every: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "det", existing_path(self.det))
@@ -74,6 +83,8 @@ class OcrHow(How):
 def _open(what: What, how: OcrHow) -> Callable[[Sequence[MediaView]], Sequence[Result]]:
     engine = engine_of(what, how)
     settings = settings_of(what)
+    if of_videos(what):
+        return lambda views: each(views, lambda view: read_video(engine, settings, what, view))
     return lambda views: each(views, lambda view: read(engine, settings, view))
 
 
@@ -85,30 +96,45 @@ def engine_of(what: What, how: OcrHow) -> Engine:
 
 
 def settings_of(what: What) -> Settings:
-    return Settings(what.longest, what.tiles, what.rotate == "auto", what.whole)
+    return Settings(what.longest, what.tiles, what.rotate == "auto", 0.0 if of_videos(what) else what.whole)
 
 
 def read(engine: Engine, settings: Settings, view: MediaView) -> Row:
     """The row of one picture. Raises DecodeError, LimitError, SourceError."""
     found = read_picture(engine, settings, view.image())
-    lines = [
-        {"text": line.text, "confidence": line.confidence, "polygon": line.polygon.astype(np.float32).reshape(8).tolist()}
-        for line in found.lines
-    ]
+    lines = [_line(line) for line in found.lines]
     return {
         "text": "\n".join(line.text for line in found.lines),
         "confidence": float(np.mean([line.confidence for line in found.lines])) if lines else 0.0,
         "n_lines": len(lines),
         "rotation": found.rotation,
-        "coverage": _coverage(np.array([line.polygon for line in found.lines]).reshape(-1, 4, 2)),
+        "coverage": _coverage(found.lines),
         "lines": lines,
     }
 
 
-def _coverage(polygons: np.ndarray) -> float:
-    """Share of a picture's area that lies under polygons (n, 4, 2), 0..1; what lies under several counts once."""
+def read_video(engine: Engine, settings: Settings, what: What, view: MediaView) -> Row:
+    """The row of one video. Raises DecodeError, LimitError, SourceError, and what `moments.stretches` raises."""
+    frames = list(frames_read(what, view, lambda pixels: read_picture(engine, settings, pixels).lines))
+    lines = standing(frames)
+    return {
+        "text": told_once(lines),
+        "confidence": float(np.mean([one.line.confidence for one in lines])) if lines else 0.0,
+        "n_lines": len(lines),
+        "coverage": float(np.mean([_coverage(found) for _, found in frames])),
+        "lines": [{**_line(one.line), "start": one.start, "end": one.end} for one in lines],
+    }
+
+
+def _line(line: Line) -> dict[str, Any]:
+    return {"text": line.text, "confidence": line.confidence, "polygon": line.polygon.astype(np.float32).reshape(8).tolist()}
+
+
+def _coverage(lines: Sequence[Line]) -> float:
+    """Share of a picture's area that lies under lines, 0..1; what lies under several counts once."""
     import shapely
 
+    polygons = np.array([line.polygon for line in lines]).reshape(-1, 4, 2)
     return min(float(shapely.area(shapely.union_all(shapely.convex_hull(shapely.polygons(polygons))))), 1.0)
 
 
@@ -119,7 +145,8 @@ def _recogniser(what: What) -> str:
 def _identity(what: What) -> dict[str, Any]:
     det = model_identity("det", what.det, what.det_revision)
     rec = model_identity("rec", _recogniser(what), what.rec_revision)
-    return {"det": det, "rec": rec, "longest": what.longest, "tiles": what.tiles, "rotate": what.rotate, "whole": what.whole}
+    own = {"det": det, "rec": rec, "longest": what.longest, "tiles": what.tiles, "rotate": what.rotate, "whole": what.whole}
+    return {**own, **moments_identity(what)}
 
 
 def _models(what: What) -> list[Model]:
@@ -127,6 +154,14 @@ def _models(what: What) -> list[Model]:
 
 
 def _columns(what: What) -> list[Column]:
+    if of_videos(what):
+        return [
+            Column("text", pa.string(), VIDEO, doc="the lines as they appear, a line break between them, none told twice"),
+            Column("confidence", pa.float64(), VIDEO, doc="mean over the lines, 0..1; 0 without any"),
+            Column("n_lines", pa.int32(), VIDEO, doc="lines read; one that stands in several frames on end counts once"),
+            Column("coverage", pa.float64(), VIDEO, doc="share of a frame's area that lies under lines, 0..1: mean over the frames"),
+            Column("lines", pa.list_(TIMED_LINE_TYPE), VIDEO, wide=True, doc="as of pictures, with start, end: seconds"),
+        ]
     return [
         Column("text", pa.string(), IMAGE, doc="the lines in reading order, a line break between them"),
         Column("confidence", pa.float64(), IMAGE, doc="mean over the lines, 0..1; 0 without any"),
@@ -140,6 +175,7 @@ def _columns(what: What) -> list[Column]:
 def _check(what: What) -> None:
     if what.language and what.rec != PACKAGE:
         raise ValueError(f"language: {what.language} would take another recogniser than rec: {what.rec}; write one of the two")
+    check_moments(what)
     check_model("det", what.det)
     check_model("rec", _recogniser(what))
     if not 64 <= what.longest <= 4000:
@@ -155,12 +191,12 @@ def _check(what: What) -> None:
 STEP = Step(
     version=2,
     level="medium",
-    applies=IMAGE,
+    applies=MEDIA_KINDS,
     prefix="ocr_",
     what=What,
     how=OcrHow,
     columns=_columns,
-    reads=lambda what: ("media",),
+    reads=lambda what: ("media", *([what.at] if what.at else [])),
     open=_open,
     identity=_identity,
     check=_check,

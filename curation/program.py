@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from curation.rows import stored_columns
-from curation.step import Column, How, Step, find_step
+from curation.step import Column, How, Step, applying, find_step
 from shards.errors import RecipeError
 
 T = TypeVar("T")
@@ -72,6 +72,10 @@ class BoundStep:
     what: Any
     how: How
     columns: tuple[Column, ...]
+
+    @property
+    def applies(self) -> frozenset[str]:
+        return applying(self.step, self.columns)
 
     @property
     def has_wide(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -73,6 +73,9 @@ class MediaView(Protocol):
     def image(self) -> np.ndarray:
         """uint8 H×W×3, EXIF orientation applied; a video's first frame. Raises DecodeError."""
 
+    def frames(self, times: Sequence[float]) -> Iterator[np.ndarray]:
+        """uint8 H×W×3 each: a video's frames at these seconds, ascending. Raises DecodeError."""
+
 
 class SampleView(Protocol):
     """One sample inside the child process."""
@@ -122,7 +125,8 @@ class Step:
     reads      What -> what it reads: "media", "texts", or names of columns other steps wrote (final names).
     columns    What -> columns, without prefix.
     level      annotators: "medium" = a row for each medium (stored as the first one's columns and `_more`), "sample" = one row.
-    applies    kinds of sample it computes anything for; others get no row and their columns are NULL.
+    applies    kinds of sample it computes anything for; others get no row and their columns are NULL. What a step's columns have no kind of
+               is left out of that: so its What may decide (`caption` with `frames` looks at videos, without at pictures).
     open       annotators: (What, How) -> function over a batch of MediaView or SampleView; loads models. Called once in a child process.
                splitters: the function takes SampleViews (level is "sample") and answers {"children": children}, an iterable of Child. It is
                walked once, in order, before the next sample's, and only one child is held at a time: yield them as they are made. It may
@@ -180,6 +184,12 @@ def find_step(op: str) -> Step:
     if not isinstance(step, Step):
         raise RecipeError(f"{name} is no step: it has no STEP")
     return step
+
+
+def applying(step: Step, columns: Sequence[Column]) -> frozenset[str]:
+    """The kinds that a step computes something for, its What being known: those of `applies` that one of its columns is for. A splitter has
+    no columns."""
+    return step.applies & frozenset().union(*(column.kinds for column in columns)) if columns else step.applies
 
 
 def column_prefix(step: Step, alias: str | None) -> str:

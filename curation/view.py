@@ -22,9 +22,10 @@ from shards.image import ImageHeader, decode_image, image_header
 from shards.media import Limits
 from shards.read import open_media, opened, read_media
 from shards.sample import MediaRef, Sample
-from shards.video import VideoHeader, sample_frames, video_header
+from shards.video import VideoHeader, pick_frames, sample_frames, video_header
 
 KEPT_BYTES = 64_000_000  # encoded bytes of a medium above which data() is not kept
+FRAME_BYTES = 256_000_000  # of frames that are decoded, and kept for the next step, together
 PULSE_SECONDS = 5.0  # between two signs of life while waiting for another try
 _BLOCK = 1 << 20
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -105,6 +106,8 @@ class MediaView:
         self._data: bytes | None = None
         self._sha256: str | None = None
         self._image: np.ndarray | None = None
+        self._header: VideoHeader | None = None
+        self._frames: tuple[tuple[float, ...], np.ndarray] | None = None
 
     def data(self) -> bytes:
         """The encoded bytes, within limits. For videos prefer `open`."""
@@ -140,8 +143,33 @@ class MediaView:
             pixels = self._first_frame() if self.ref.kind == "video" else self._decoded()
             pixels.setflags(write=False)
             self._image = pixels
-            self._room.keep(self, pixels.nbytes)
+            self._hold()
         return self._image
+
+    def frames(self, times: Sequence[float]) -> Iterator[np.ndarray]:
+        """The frames of a video on screen at these seconds (ascending), one after the other: uint8 H×W×3, turned as it is shown, read-only.
+
+        They are decoded together, and kept for a step that asks for the same times, as far as FRAME_BYTES hold them; of a film with more
+        the next ones are decoded when the ones before were taken, so that what is held does not grow with its length. It ends early where
+        the video does.
+        """
+        wanted = tuple(times)
+        if self._frames is not None and self._frames[0] == wanted:
+            yield from self._frames[1]
+            return
+        header = self.video_header()
+        at_once = max(1, FRAME_BYTES // (header.width * header.height * 3))
+        for start in range(0, len(wanted), at_once):
+            part = np.array(wanted[start : start + at_once], dtype=np.float64)
+            with self._room.decoding(self._row), open_media(self.ref, self.limits) as file:
+                pixels = pick_frames(file, part, self.limits).pixels
+            pixels.setflags(write=False)
+            if len(wanted) <= at_once:
+                self._frames = (wanted, pixels)
+                self._hold()
+            yield from pixels
+            if len(pixels) < len(part):
+                return
 
     def image_header(self) -> ImageHeader:
         data = self.data()
@@ -149,8 +177,10 @@ class MediaView:
             return image_header(data, self.limits)
 
     def video_header(self) -> VideoHeader:
-        with self._room.decoding(self._row), open_media(self.ref, self.limits) as file:
-            return video_header(file, self.limits)
+        if self._header is None:
+            with self._room.decoding(self._row), open_media(self.ref, self.limits) as file:
+                self._header = video_header(file, self.limits)
+        return self._header
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
@@ -163,7 +193,11 @@ class MediaView:
         self._room.begin(self._room.inputs)
 
     def drop_pixels(self) -> None:
-        self._image = None
+        self._image = self._frames = None
+
+    def _hold(self) -> None:
+        held = (self._image, self._frames[1] if self._frames is not None else None)
+        self._room.keep(self, sum(pixels.nbytes for pixels in held if pixels is not None))
 
     def _decoded(self) -> np.ndarray:
         data = self.data()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,15 +17,15 @@ import ray
 from PIL import Image
 
 from curation.caption import CaptionHow, What
+from curation.caption_engine import has_template, refuse_plain
 from curation.models import local_folder
-from shards.errors import InfrastructureError, RecipeError
+from shards.errors import RecipeError
 
 ERROR = "__inference_error__"  # of ray.data.llm: a row that has one passes all stages; the engine gives one to a row it cannot answer
 PASSES = "fovea: no question"
 RESTARTS = 3  # of one engine, whatever kills it; Ray's own default is without end
 SEQUENCES = 256  # that an engine has in hand at once by default: batches enough are sent to keep it so
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 def require(where: str) -> None:
@@ -73,7 +72,7 @@ def vllm_config(what: What, how: CaptionHow, folder: Path, cpus: int, share: flo
             **loading,
             **length,
             "tensor_parallel_size": how.tensor_parallel_size,
-            "limit_mm_per_prompt": {"image": 1},
+            "limit_mm_per_prompt": {"image": max(what.frames, 1)},
             "seed": 0,
         },
         prepare_multimodal_stage={**stage, "enabled": templated, "model_config_kwargs": loading, "chat_template_content_format": "openai"},
@@ -89,8 +88,8 @@ def build_engine(what: What, how: CaptionHow, cpus: int, share: float) -> Any:
 
     folder = local_folder(what.model, what.revision, remote_code=what.remote_code)
     templated = has_template(folder)
-    if what.system and not templated:
-        raise InfrastructureError(f"model {what.model} has no chat template, so it takes no `system` message; write it into the prompt")
+    if not templated:
+        refuse_plain(what)
     tasks = {"num_cpus": share}
     processor = build_processor(
         vllm_config(what, how, folder, cpus, share),
@@ -114,13 +113,15 @@ def question(row: Mapping[str, Any], what: What, templated: bool) -> dict[str, A
     sampling = {"temperature": what.temperature, "max_tokens": what.max_new_tokens + 1}
     if what.temperature > 0:
         sampling["seed"] = row["seed"]
-    picture = Image.open(io.BytesIO(row["picture"]))
-    picture.load()
+    pictures = [Image.open(io.BytesIO(data)) for data in row["pictures"]]
+    for picture in pictures:
+        picture.load()
     if not templated:
-        return {"prompt": row["prompt"], "multimodal_data": {"image": picture}, "sampling_params": sampling, "picture": None}
+        return {"prompt": row["prompt"], "multimodal_data": {"image": pictures[0]}, "sampling_params": sampling, "pictures": None}
     system = [{"role": "system", "content": what.system}] if what.system else []
-    content = [{"type": "image_pil", "image_pil": picture}, {"type": "text", "text": row["prompt"]}]
-    return {"messages": [*system, {"role": "user", "content": content}], "sampling_params": sampling, "picture": None}
+    shown: list[dict[str, Any]] = [{"type": "image_pil", "image_pil": picture} for picture in pictures]
+    content = [*shown, {"type": "text", "text": row["prompt"]}]
+    return {"messages": [*system, {"role": "user", "content": content}], "sampling_params": sampling, "pictures": None}
 
 
 def answer(row: Mapping[str, Any], most: int, length: int) -> dict[str, Any]:
@@ -136,19 +137,6 @@ def answer(row: Mapping[str, Any], most: int, length: int) -> dict[str, Any]:
         "sent": row["sent"],
         "count": None,
     }
-
-
-def has_template(folder: Path) -> bool:
-    """Whether a model's folder holds a chat template. Raises InfrastructureError for files that are no JSON."""
-    if any((folder / name).is_file() for name in _TEMPLATES):
-        return True
-    for name in ("tokenizer_config.json", "processor_config.json"):
-        try:
-            if (folder / name).is_file() and json.loads((folder / name).read_text("utf-8")).get("chat_template"):
-                return True
-        except (OSError, ValueError, AttributeError) as error:
-            raise InfrastructureError(f"model directory {folder}: {name} is not readable: {error}; copy the model again") from error
-    return False
 
 
 def _gpus(how: CaptionHow) -> float:

@@ -44,7 +44,7 @@ QUESTIONS = pa.schema(
         pa.field("key", pa.string()),
         pa.field("prompt", pa.string()),
         pa.field("seed", pa.int64()),
-        pa.field("picture", pa.binary()),
+        pa.field("pictures", pa.list_(pa.binary())),
         pa.field("carry", pa.large_binary()),
         pa.field("count", pa.int64()),
         pa.field("sent", pa.float64()),
@@ -145,7 +145,7 @@ class AskingActor:
         columns = [failed[f.name] if f.name in failed.schema.names else pa.nulls(len(failed), f.type) for f in schema]
         answer.rows[self._call.digest] = pa.Table.from_arrays(columns, schema=schema)
         answer.wide = {}
-        answer.onward = answer.onward.drop_columns([f"{PREFIX}{name}" for name in ("prompt", "seed", "picture")])
+        answer.onward = answer.onward.drop_columns([f"{PREFIX}question"])
         return answer
 
 
@@ -241,12 +241,12 @@ def _parts(units: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _questions(task: int, onward: pa.Table, asked: set[str]) -> Iterator[pa.Table]:
     """A table of the questions that the rows ask and that are not in `asked` yet, which takes them in; nothing if there are none."""
     rows = []
-    names = ("key", "prompt", "seed", "picture")
-    for line in onward.select([f"{PREFIX}{name}" for name in names]).to_pylist():
-        for key, prompt, seed, picture in zip(*(line[f"{PREFIX}{name}"] or () for name in names), strict=True):
-            if picture is not None and key not in asked:
-                asked.add(key)
-                rows.append({"task": task, "key": key, "prompt": prompt, "seed": seed, "picture": picture, "sent": time.time(), ERROR: ""})
+    for line in onward.select([f"{PREFIX}key", f"{PREFIX}question"]).to_pylist():
+        for keys, questions in zip(line[f"{PREFIX}key"] or (), line[f"{PREFIX}question"] or (), strict=True):
+            for key, question in zip(keys or (), questions or (), strict=True):
+                if question is not None and key not in asked:
+                    asked.add(key)
+                    rows.append({"task": task, "key": key, **question, "sent": time.time(), ERROR: ""})
     if rows:
         yield pa.Table.from_pylist(rows, schema=QUESTIONS)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from curation.models import Model
 from curation.rules import BASE_COLUMNS, FLAT_KEYS, Rule, RuleColumn, RuleError, parse_rule
-from curation.step import Column, Step, step_digest
+from curation.step import Column, Step, applying, step_digest
 from pipeline.entries import RuleEntry, StepEntry, read_entry
 from pipeline.fields import Problems, did_you_mean
 from pipeline.resolution import FILE, Resolution
@@ -285,7 +285,5 @@ def _numbers(kind: pa.DataType) -> str:
 
 
 def _kinds(entry: StepEntry) -> frozenset[str]:
-    """What a step applies to. A global step's What decides it: deduplicate sees samples without media where it compares texts."""
-    if entry.step.shape != "global":
-        return entry.step.applies
-    return frozenset().union(*(column.kinds for column in entry.columns))
+    """What a step applies to; its What may decide it: deduplicate sees samples without media where it compares texts."""
+    return applying(entry.step, entry.columns)

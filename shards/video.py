@@ -95,6 +95,11 @@ def sample_frames(
     with _opened(file, limits) as (container, stream):
         duration = _told_duration(container, stream)
     times = frame_times(_count_packets(file, limits)[1] if duration is None else duration, fps, max_frames, until)
+    return pick_frames(file, times, limits, size)
+
+
+def pick_frames(file: VideoData, times: np.ndarray, limits: Limits, size: TargetSize | None = None) -> Frames:
+    """The same at `times`: float64 (T) seconds from the start, T ≥ 1, none before the one ahead of it. Raises as `sample_frames` does."""
     clock = _Clock(limits)
     held: np.ndarray | None = None
     with _opened(file, limits) as (container, stream):

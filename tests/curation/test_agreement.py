@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from curation.agreement import STEP, What
 from curation.agreement_claims import Claim, claims, evidence, least_edits, supports
-from curation.step import How
+from curation.step import How, applying, step_digest
 from curation.view import MediaView
 from shards.errors import InfrastructureError, LimitError
 from shards.sample import Texts
@@ -68,6 +68,17 @@ def test_lines_and_further_columns_bear_claims_out() -> None:
     [names] = rows(view(**columns), **what, kinds=("name",))
     assert set(names) == {"n", "share", "names", "unsupported"} == {column.name for column in STEP.columns(What(kinds=("name",)))}
     assert STEP.reads(What(**what, also=("caption", "short_text"))) == ["short_text", "ocr_lines", "texts"]
+
+
+def test_videos_have_their_own_and_pictures_keep_their_digest() -> None:
+    assert step_digest("agreement", STEP, What(), []) == "18096abfed9134d8"  # another one would judge every caption again
+    assert step_digest("agreement", STEP, What(of="video"), []) != "18096abfed9134d8"
+    assert applying(STEP, STEP.columns(What())) == {"image"}
+    assert applying(STEP, STEP.columns(What(of="video"))) == {"video"}
+    lines = [{"text": "SALE", "confidence": 0.9, "start": 0.0, "end": 2.0}]
+    told = view(shot_text="A sign says 'SALE'.\nAnother says 'OPEN'.", film_lines=lines)
+    [row] = rows(told, caption="shot_text", ocr="film_lines", of="video")
+    assert (row["n"], row["unsupported"]) == (2, ["OPEN"])
 
 
 def test_long_texts_and_other_columns_are_told() -> None:

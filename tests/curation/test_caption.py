@@ -23,6 +23,7 @@ from shards.errors import DecodeError, InfrastructureError, LimitError
 from shards.media import Limits
 from shards.sample import Texts
 from tests.curation.families import FAMILIES
+from tests.curation.stills import film
 from tests.curation.views import file_ref, media_view, sample_view
 from tests.small_models.clip import shapes
 
@@ -294,3 +295,19 @@ def test_long_work_that_gets_on_has_its_time_counted_anew(pictures: list[tuple[P
     room.begin(5)
     view.alive()
     assert (room.call, room.inputs) == (2, 5)
+
+
+def test_the_shots_of_a_film_are_named_by_a_model_of_this_process(small_captioner: Path, tmp_path: Path) -> None:
+    pictures = [(pixels, text) for pixels, text in shapes([7])[::11]][:8]
+    path = film(tmp_path / "shapes.mkv", [(pixels, 0.5) for pixels, _ in pictures])
+    view = media_view(path)
+    view.columns = {"video_shots": [{"start": i / 2, "end": (i + 1) / 2} for i in range(8)]}
+    assert STEP.open is not None
+    what = What(model=str(small_captioner), precision="fp32", max_new_tokens=40, at="video_shots")
+    [found] = STEP.open(what, CaptionHow(cache="off", device="cpu"))([view])
+    assert isinstance(found, dict), found
+    hits = [shot["text"].split()[-1] == text.split()[-1] for shot, (_, text) in zip(found["each"], pictures, strict=True)]
+    assert sum(hits) >= 7, found["each"]
+    several = What(model=str(small_captioner), precision="fp32", max_new_tokens=40, frames=3)
+    [whole] = STEP.open(several, CaptionHow(cache="off", device="cpu"))([view])
+    assert isinstance(whole, dict), whole

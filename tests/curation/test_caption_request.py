@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from curation.caption import STEP, What, ask
+from curation.caption import STEP, What
 from curation.caption_cache import NoCache
+from curation.caption_questions import ask, waves
 from curation.caption_request import bounded, data_url, fill, reply_key
 from shards.errors import InfrastructureError, LimitError
 from shards.sample import Texts
@@ -35,7 +36,8 @@ def test_the_samples_own_texts_have_places_too() -> None:
     view.columns = {"coarse_text": "an animal"}
     view._sha256 = "0" * 64
     view._image = np.zeros((2, 2, 3), np.uint8)
-    [request] = ask(what, ["hub", "m", ""], NoCache(), [view]).requests.values()
+    asked = ask(what, ["hub", "m", ""], NoCache(), [view])
+    [[request]] = [list(wave.values()) for wave in waves(what, asked, [view])]
     assert request.prompt == "a dog  an animal "
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -15,13 +16,15 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from curation import ocr_models
+from curation import ocr, ocr_models
 from curation.compose import recognised_lines
 from curation.ocr import LINE_TYPE, STEP, OcrHow, What
+from curation.ocr_engine import Engine
 from curation.ocr_languages import RECOGNISERS
 from curation.ocr_models import device_of, paddle_names, prepare_model
 from curation.step import step_digest
 from shards.errors import DecodeError, InfrastructureError
+from tests.curation.stills import film, grey
 from tests.curation.views import media_view
 
 GOLDEN = Path(__file__).parent / "golden" / f"ocr_v{STEP.version}.json"
@@ -37,9 +40,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def reader(cache: Path) -> Read:
+def engine(cache: Path) -> Engine:
+    return ocr.engine_of(What(), OcrHow())
+
+
+@pytest.fixture(scope="module")
+def reader(engine: Engine) -> Read:
+    return lambda views: ocr.each(views, lambda view: ocr.read(engine, ocr.settings_of(What()), view))
+
+
+@pytest.fixture
+def read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sequence[Any]]:
+    """(views, What's fields) -> the step's rows."""
+    monkeypatch.setattr(ocr, "engine_of", lambda what, how: engine)
     assert STEP.open is not None
-    return STEP.open(What(), OcrHow())
+    return lambda views, **what: STEP.open(What(**what), OcrHow())(views)  # type: ignore[misc]
 
 
 def words(text: str) -> Counter[str]:
@@ -343,3 +358,69 @@ def test_an_off_that_yaml_read_as_false_is_off() -> None:
     what = What(tiles=False, rotate=False)
     assert (what.tiles, what.rotate) == ("off", "off")
     assert what == What(tiles="off", rotate="off")
+
+
+def sheet(*lines: str) -> np.ndarray:
+    image = Image.new("RGB", (420, 40 + 70 * max(len(lines), 1)), "white")
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(image).text((30, 25 + 70 * number), line, "black", ImageFont.load_default(34))
+    return np.asarray(image)
+
+
+def test_titles_of_a_film_with_their_times(read: Callable[..., Sequence[Any]], tmp_path: Path) -> None:
+    blank = sheet("", "")
+    path = film(tmp_path / "titles.mkv", [(sheet("Platform 9", "London"), 2), (sheet("Platform 9", "12:45"), 1), (blank, 1)], rate=4)
+    view = media_view(path)
+    reads: list[Any] = []
+    real = ocr.read_picture
+
+    def counted(*given: Any) -> Any:
+        reads.append(given)
+        return real(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ocr, "read_picture", counted)
+        [row] = read([view], frames=8)
+    assert row["text"] == "Platform 9\nLondon\n12:45"
+    assert [(one["text"], one["start"], one["end"]) for one in row["lines"]] == [
+        ("Platform 9", 0.25, 2.75),
+        ("London", 0.25, 1.75),
+        ("12:45", 2.25, 2.75),
+    ]
+    assert len(reads) == 3  # eight frames, of which five have the pixels of the one before
+    assert row["n_lines"] == 3
+    assert 0 < row["coverage"] < 0.5
+    assert all(len(one["polygon"]) == 8 for one in row["lines"])
+    for column in STEP.columns(What(frames=8)):
+        pa.array([row[column.name]], column.type)
+    view.columns = {"video_shots": [{"start": 0.0, "end": 2.0}, {"start": 3.0, "end": 4.0}]}
+    [shots] = read([view], at="video_shots")
+    assert [(one["text"], one["start"]) for one in shots["lines"]] == [("Platform 9", 1.0), ("London", 1.0)]
+    assert shots["coverage"] > 0
+
+
+def test_a_frame_reads_as_the_picture_does(read: Callable[..., Sequence[Any]], tmp_path: Path) -> None:
+    """The golden row of pictures holds that of videos too."""
+    golden = json.loads(GOLDEN.read_text("utf-8"))
+    with Image.open(io.BytesIO(base64.b64decode(golden["page.png"]))) as page:
+        pixels = np.asarray(page.convert("RGB"))
+    [row] = read([media_view(film(tmp_path / "page.mkv", [(pixels, 0.5)]))], frames=1)
+    listed = [[one["text"], round(one["confidence"], 1), [round(v, 2) for v in one["polygon"]]] for one in row["lines"]]
+    assert listed == golden["row"]["lines"]
+    assert [(one["start"], one["end"]) for one in row["lines"]] == [(0.25, 0.25)] * len(listed)
+
+
+def test_a_film_without_text_and_one_that_is_torn(read: Callable[..., Sequence[Any]], tmp_path: Path) -> None:
+    path = film(tmp_path / "grey.mkv", [(grey(90), 1)])
+    (tmp_path / "torn.mkv").write_bytes(path.read_bytes()[:200])
+    plain, torn = read([media_view(path), media_view(tmp_path / "torn.mkv")], frames=2)
+    assert plain == {"text": "", "confidence": 0.0, "n_lines": 0, "coverage": 0.0, "lines": []}
+    assert isinstance(torn, DecodeError)
+
+
+def test_a_real_title_card_is_read_while_it_stands(read: Callable[..., Sequence[Any]], data_dir: Path) -> None:
+    [row] = read([media_view(data_dir / "video/interactive-examples__stream-of-water-audioless.webm")], frames=4)
+    assert "audioless" in row["text"].lower()
+    [title] = [one for one in row["lines"] if "audioless" in one["text"].lower()]
+    assert title["start"] < 0.6  # the first of four frames
+    assert title["end"] < 2.0

@@ -31,10 +31,10 @@ def build(url: str, what: What, how: CaptionHow, cpus: int, share: float) -> Any
 def question(row: Mapping[str, Any], what: What) -> dict[str, Any]:
     if row[ERROR]:
         return {}
-    url = f"data:image/png;base64,{base64.b64encode(row['picture']).decode()}"
+    url = f"data:image/png;base64,{base64.b64encode(row['pictures'][0]).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": row["prompt"]}]
     body = {"model": "small", "max_tokens": what.max_new_tokens, "messages": [{"role": "user", "content": content}]}
-    return {"payload": body, "picture": None}
+    return {"payload": body, "pictures": None}
 
 
 def answer(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,13 +107,13 @@ def test_the_processor_that_is_built(one_ray: None, model: Path) -> None:
     half = build_engine(what, replace(how, gpus=0.5), 3, 0.125).get_stage_by_name("vLLMEngineStage")
     assert half.map_batches_kwargs["num_gpus"] == 0.5
     # what its stages are given, over Ray Data: a picture in the message as they want it, and a row that passes as it was
-    rows = [asked(key="k", prompt="Describe.", seed=5, picture=picture_of("red")), asked(carry=b"rest", count=1, **{ERROR: PASSES})]
+    rows = [asked(key="k", prompt="Describe.", seed=5, pictures=[picture_of("red")]), asked(carry=b"rest", count=1, **{ERROR: PASSES})]
     first, second = (
         row["__data"] for row in ray.data.from_items(rows, override_num_blocks=1).map(built.preprocess, num_cpus=0.1).take_all()
     )
     ((image, text),) = (message["content"] for message in first["messages"])
     assert image["image_pil"].getpixel((0, 0)) == (255, 0, 0)
-    assert (text, first["picture"], first["sampling_params"]) == (
+    assert (text, first["pictures"], first["sampling_params"]) == (
         {"type": "text", "text": "Describe."},
         None,
         {"temperature": 0.0, "max_tokens": 21},
@@ -133,13 +133,13 @@ def test_a_model_without_a_chat_template_is_asked_plainly(one_ray: None, model: 
     assert build_engine(What(str(model)), how, 1, 0.1).list_stage_names() == ["vLLMEngineStage"]
     with pytest.raises(InfrastructureError, match="no chat template"):
         build_engine(What(str(model), system="Be brief."), how, 1, 0.1)
-    given = question(asked(prompt="a photo of", seed=9, picture=picture_of("blue")), What(str(model), temperature=0.7), templated=False)
+    given = question(asked(prompt="a photo of", seed=9, pictures=[picture_of("blue")]), What(str(model), temperature=0.7), templated=False)
     assert (given["prompt"], given["sampling_params"]["seed"]) == ("a photo of", 9)
     assert given["multimodal_data"]["image"].size == (4, 3)
 
 
 def test_a_system_message_comes_first() -> None:
-    given = question(asked(prompt="Describe.", seed=1, picture=picture_of("blue")), What("m", system="Be brief."), templated=True)
+    given = question(asked(prompt="Describe.", seed=1, pictures=[picture_of("blue")]), What("m", system="Be brief."), templated=True)
     assert [message["role"] for message in given["messages"]] == ["system", "user"]
     assert question(asked(**{ERROR: PASSES}), What("m"), templated=True) == {}
 

@@ -24,6 +24,7 @@ from shards.errors import InfrastructureError
 from shards.media import Limits
 from shards.sample import Texts, uid_of
 from tests.curation.chat_server import Action, Ask, ChatServer, grey_pictures, serving, status
+from tests.curation.stills import film, grey
 from tests.curation.units import call, reference, row, unit
 from tests.pipeline import http_engine
 from tests.pipeline.small import ask, recipe, run, seq, texts, verdicts
@@ -113,8 +114,8 @@ def task_of(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [value] for name, value in asdict(work.Task(str(folder / "work.parquet"), 0, 1, len(rows))).items()}
 
 
-def actors(folder: Path, **how: Any) -> tuple[AskingActor, FoldingActor]:
-    caption = call("caption", {"model": "small"}, {"backend": "vllm", "cache": str(folder / "replies"), **how})
+def actors(folder: Path, **what: Any) -> tuple[AskingActor, FoldingActor]:
+    caption = call("caption", {"model": "small", **what}, {"backend": "vllm", "cache": str(folder / "replies")})
     text = json.dumps(caption.to_json())
     asker = AskingActor(text, asdict(Limits()), 0, str(folder), str(folder / "stop"))
     return asker, FoldingActor(text, asdict(Limits()), str(folder / "replies"), 1)
@@ -127,7 +128,7 @@ def replied(table: pa.Table, error: str = "") -> list[dict[str, Any]]:
         if line[ERROR]:
             found.append(line)
             continue
-        text = f"grey {Image.open(io.BytesIO(line['picture'])).getpixel((0, 0))[0]}"
+        text = f"grey {Image.open(io.BytesIO(line['pictures'][0])).getpixel((0, 0))[0]}"
         reply = {ERROR: error} if error else {"text": text, "finish": "stop", "tokens": 3, ERROR: ""}
         found.append({**dict.fromkeys(REPLIES), "task": line["task"], "key": line["key"], "sent": line["sent"], **reply})
     return found
@@ -174,6 +175,21 @@ def test_replies_in_any_order_find_their_pictures(tmp_path: Path) -> None:
     assert [line[ERROR] for line in again] == [PASSES]  # every reply was cached as it came
     ((_, twice),) = opened([folder(batch(again))])
     assert twice[f"step-{digest}"].sort_by("uid").equals(tables[f"step-{digest}"].sort_by("uid"))
+
+
+def test_a_film_asks_for_each_of_its_stretches(tmp_path: Path) -> None:
+    path = film(tmp_path / "film.mkv", [(grey(10), 1), (grey(20), 1), (grey(10), 1)])
+    rows = [row("film", 0, [reference(path)]), row("still", 1, [reference(*grey_pictures(tmp_path, [30]))])]
+    for what, pictures, text in (({"every": 1.0}, [1, 1, 1], "grey 10\ngrey 20\ngrey 10"), ({"frames": 3}, [3], "grey 10")):
+        asker, folder = actors(tmp_path, **what)
+        lines = [line for table in asker(task_of(tmp_path, rows)) for line in table.to_pylist()]
+        assert [len(line["pictures"] or ()) for line in lines] == [*pictures, 0]
+        ((_, tables),) = opened([folder(batch(replied(pa.Table.from_pylist(lines))))])
+        onward = tables[payload.ONWARD]
+        assert onward["caption_text"].to_pylist() == [[text], None]
+        if "every" in what:
+            assert [shot["start"] for shot in onward["caption_each"][0].as_py()[0]] == [0.0, 1.0, 2.0]
+    assert onward.column_names == [name for name in onward.column_names if not name.startswith("_ask_")]
 
 
 def test_a_folding_actor_in_anothers_place_leaves_its_tasks_pending_and_loses_no_reply(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def calls(plan: RunPlan) -> dict[str, int]:
 def test_every_recipe_has_its_override_and_says_where_its_numbers_come_from() -> None:
     others = {"quickstart", "shared-data"}
     assert {path.stem for path in RECIPES.glob("*.yaml")} - others == set(SHIPPED)
-    assert set(SHIPPED) == {"vl3-syn7m", "documents", "charts", "text", "stage1", "stage2", "stage3", "stage4"}
+    assert set(SHIPPED) == {"vl3-syn7m", "documents", "charts", "text", "stage1", "stage2", "stage3", "stage4", "video"}
     for name in SHIPPED:
         words = (RECIPES / f"{name}.yaml").read_text("utf-8")
         assert "ours" in words
@@ -230,6 +230,20 @@ def test_texts_alone(tmp_path: Path) -> None:
     assert outcome.media_opened == 0
     assert tasks(tmp_path) == {"text": outcome.counts["kept"]}
     assert outcome.counts["kept"] >= 0.9 * outcome.counts["inputs"]
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_films_become_items_of_their_shots(tmp_path: Path) -> None:
+    clips = "kind = 'video' and id in ('d-video-0006', 'd-video-0010', 'd-video-0016')"  # a title card, a street, 0.07 s
+    outcome = outcome_of("video", tmp_path, few(tmp_path, {"films": (clips, {})}))
+    assert {k: v for k, v in outcome.counts.items() if v} == {"inputs": 3, "kept": 2, "rejected": 1}
+    told = tasks(tmp_path)
+    assert told["video"] >= 3  # a caption each, and the shots of one at least
+    assert told["temporal_grounding"] >= 1
+    assert told["streaming"] >= 1
+    [(text, said)] = ask(tmp_path / "run", "select ocr_text, shot_text from samples where key like '%0006' and verdict = 'kept'")
+    assert text.startswith("Audioless Video")
+    assert said.count("\n") >= 1
 
 
 STAGES: dict[str, tuple[dict[str, tuple[str, dict[str, Any]]], set[str]]] = {
