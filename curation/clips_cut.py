@@ -63,7 +63,9 @@ def encoded(file: VideoData, start: float, end: float, limits: Limits, crf: int,
             frame = _upright(shown.frame)
             if stream is None:
                 begin = shown.at
-                stream = out.add_stream("libx264", rate=film.stream.average_rate or 25, options={"crf": str(crf), "preset": preset})
+                # mbtree is off: with it the same frames gave other bytes from run to run, in one thread too.
+                options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
+                stream = out.add_stream("libx264", rate=film.stream.average_rate or 25, options=options)
                 stream.width, stream.height = frame.width, frame.height
                 stream.pix_fmt = "yuv444p" if frame.width % 2 or frame.height % 2 else "yuv420p"
                 stream.codec_context.time_base = Fraction(1, 90_000)

@@ -104,6 +104,11 @@ def test_an_encoded_clip_is_nearly_its_part(tmp_path: Path, data_dir: Path) -> N
     assert np.abs(one.astype(int) - other).mean() < 4
 
 
+def test_a_clip_encoded_twice_is_the_same_bytes(data_dir: Path) -> None:
+    data = (data_dir / "video" / "mmaction2__demo.mp4").read_bytes()
+    assert len({encoded(data, 2.0, 5.0, LIMITS, 18, "faster")[0] for _ in range(3)}) == 1
+
+
 def test_texts_travel_only_when_told(tmp_path: Path) -> None:
     path = written(tmp_path / "a.mp4", moving(frames=72))
     texts = Texts(caption="a whole film", transcription="what is said", meta={"licence": "CC0"})
