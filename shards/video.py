@@ -79,8 +79,8 @@ def video_header(file: VideoData, limits: Limits) -> VideoHeader:
 def sample_frames(
     file: VideoData, fps: float, max_frames: int, limits: Limits, size: TargetSize | None = None, until: float | None = None
 ) -> Frames:
-    """The frames on screen at `frame_times` of the good part (up to `until`), each turned as the rotation metadata says and resized (bicubic, Pillow) as
-    soon as it is chosen to `size(height, width, T)` → (height, width), so that T × target size is all that is held.
+    """The frames on screen at `frame_times` of the good part (up to `until`), each turned as the rotation metadata says and resized
+    (bicubic, Pillow) as soon as it is chosen to `size(height, width, T)` → (height, width), so that T × target size is all that is held.
 
     The frame at time t is the last one that begins at or before t; the last frame of a clip stands for at most one second beyond its own
     duration. Groups of pictures without a chosen frame are passed over, and so are pictures that no other refers to; the frames are those

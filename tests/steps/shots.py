@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ _VIDEO = frozenset({"video"})
 
 def answer(view: MediaView) -> Row:
     edges = [*np.arange(0, view.video_header().good - 0.5, 1.5).tolist(), view.video_header().good]
-    return {"shots": [{"start": a, "end": b} for a, b in zip(edges, edges[1:], strict=False)]}
+    return {"shots": [{"start": a, "end": b} for a, b in pairwise(edges)]}
 
 
 def open_shots(what: NoParameters, how: How) -> Callable[[Sequence[MediaView]], Sequence[Result]]:
