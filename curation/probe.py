@@ -30,7 +30,8 @@ def columns(what: NoParameters) -> Sequence[Column]:
         Column("format", pa.string(), MEDIA_KINDS, doc="image format by Pillow's name, video codec by FFmpeg's"),
         Column("mode", pa.string(), _IMAGE, doc="pixel mode by Pillow's name"),
         Column("frames", pa.int32(), MEDIA_KINDS, doc="1 for a still picture"),
-        Column("duration", pa.float64(), _VIDEO, doc="seconds"),
+        Column("duration", pa.float64(), _VIDEO, doc="seconds as the container tells them; counted where it does not"),
+        Column("good_seconds", pa.float64(), _VIDEO, doc="seconds from the start that are there and decode; all of a sound clip's"),
         Column("bytes", pa.int64(), MEDIA_KINDS, doc="of the encoded medium"),
         Column("sha256", pa.string(), MEDIA_KINDS, doc="64 hex digits over the encoded bytes"),
         Column("phash", pa.uint64(), _IMAGE, doc="perceptual hash, 64 bits, row by row from the highest bit"),
@@ -61,7 +62,14 @@ def _probe_image(view: MediaView) -> Row:
     header = view.image_header()
     pixels = view.image()
     height, width = pixels.shape[:2]
-    own = {"format": header.format, "mode": header.mode, "frames": header.frames, "duration": None, "phash": phash(pixels)}
+    own = {
+        "format": header.format,
+        "mode": header.mode,
+        "frames": header.frames,
+        "duration": None,
+        "good_seconds": None,
+        "phash": phash(pixels),
+    }
     return _row(view, width, height, len(view.data()), own)
 
 
@@ -70,10 +78,11 @@ def _probe_video(view: MediaView) -> Row:
     with view.open() as file:
         size = file.seek(0, 2)
         file.seek(0)
-        fps = _VIDEO_FRAMES / header.duration if header.duration > 0 else 1.0
+        fps = _VIDEO_FRAMES / header.good if header.good > 0 else 1.0
         with view.decoding():
-            sample_frames(file, fps, _VIDEO_FRAMES, view.limits, lambda height, width, count: (_THUMBNAIL, _THUMBNAIL))
-    own = {"format": header.codec, "mode": None, "frames": header.frames, "duration": header.duration, "phash": None}
+            found = sample_frames(file, fps, _VIDEO_FRAMES, view.limits, lambda height, width, count: (_THUMBNAIL, _THUMBNAIL))
+    told = {"frames": header.frames, "duration": header.duration, "good_seconds": found.good}
+    own = {"format": header.codec, "mode": None, "phash": None, **told}
     return _row(view, header.width, header.height, size, own)
 
 
@@ -88,4 +97,4 @@ def _dct_matrix() -> np.ndarray:
     return 2.0 * np.cos(np.pi * k * (2 * n + 1) / (2 * _GREY_SIDE))
 
 
-STEP = Step(version=1, columns=columns, reads=lambda what: ("media",), level="medium", applies=MEDIA_KINDS, open=open_probe)
+STEP = Step(version=2, columns=columns, reads=lambda what: ("media",), level="medium", applies=MEDIA_KINDS, open=open_probe)

@@ -84,7 +84,7 @@ def _sampled(video: Path, profile: Profile) -> tuple[Frames, tuple[int, int, int
         raise InfrastructureError(f"{video} cannot be read: {error.strerror or error}") from error
     with file:
         header = video_header(file, Limits())
-        count = len(frame_times(header.duration, profile.fps, profile.max_frames))
+        count = len(frame_times(header.good, profile.fps, profile.max_frames))
         size = medium_size(header.width, header.height, count, profile, "video", count)
         target = size.h * profile.patch, size.w * profile.patch
         frames = sample_frames(file, profile.fps, profile.max_frames, Limits(), lambda height, width, t: target)

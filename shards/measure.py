@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, BinaryIO, Literal
 
@@ -38,9 +38,10 @@ class Medium:
         return image_header(_bytes(self.data), self.limits) if self.kind == "image" else video_header(self.data, self.limits)
 
     def frames(self, profile: Profile, until: float | None = None) -> int:
-        """Frames that are sampled under the profile, those after `until` seconds left out: 1 for an image."""
+        """Frames that are sampled under the profile, those after `until` seconds left out: 1 for an image. A video that tears while it is
+        decoded has fewer, of the size that it would have whole."""
         header = self.header
-        return 1 if isinstance(header, ImageHeader) else len(frame_times(header.duration, profile.fps, profile.max_frames, until))
+        return 1 if isinstance(header, ImageHeader) else len(frame_times(header.good, profile.fps, profile.max_frames, until))
 
     def measured(self, profile: Profile, count: int, until: float | None = None) -> dict[str, Any]:
         """MEASURED_MEDIUM_TYPE of this medium, of a video as far as `until`, among `count` images and frames of its item. An image is
@@ -121,13 +122,13 @@ def load_medium(
         return LoadedMedium(preprocess_image(rgb, (size.h, size.w), profile), (1, size.h, size.w), merge, mask)
 
     def target(height: int, width: int, frames: int) -> tuple[int, int]:
-        if frames != size.t:
+        if frames < size.t:
             raise ProfileError(f"{frames} frames are sampled from the video, {size.t} were measured; measure it again")
         _must_fit(height, width, size, profile, kind)
         return size.h * profile.patch, size.w * profile.patch
 
     frames = sample_frames(data, profile.fps, profile.max_frames, limits, target, until)
-    if not np.array_equal(frames.times, np.array(times, dtype=np.float32)):
+    if len(frames.times) != size.t or not np.array_equal(frames.times, np.array(times, dtype=np.float32)):
         raise ProfileError(f"frames are sampled at other times than were measured under profile {profile.name!r}; measure it again")
     patches = normalise(patchify(frames.pixels, profile.patch, merge))
     return LoadedMedium(patches, (size.t, size.h, size.w), merge, mask)
@@ -141,6 +142,7 @@ def _measured_image(size: MediumSize, profile: Profile) -> dict[str, Any]:
 def _measured_video(medium: Medium, size: MediumSize, profile: Profile, until: float | None) -> dict[str, Any]:
     target = (size.h * profile.patch, size.w * profile.patch)
     frames = sample_frames(medium.data, profile.fps, profile.max_frames, medium.limits, lambda h, w, t: target, until)
+    size = replace(size, t=len(frames.pixels))
     pixels, grid = patchify(frames.pixels, profile.patch, size.merge), (size.t, size.h, size.w, size.merge)
     mask, keep = compressed(pixels, *grid, profile.method, profile.threshold, profile.token_budget, profile.report_thresholds)
     first = first_equal(list(pixels.reshape(size.t, -1)))

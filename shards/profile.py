@@ -13,7 +13,7 @@ from shards.compression import Method
 from shards.errors import ProfileError
 from shards.sample import digest_of
 
-PREPROCESS_VERSION = 1  # of the one preprocessing function in shards.media; bump when a pixel or a grid changes
+PREPROCESS_VERSION = 2  # of the one preprocessing function in shards.media; bump when a pixel or a grid changes
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
 from shards.errors import DecodeError
 from shards.media import Limits
-from shards.video import VideoData, _Clock, _decode, _opened, _packets, _told_duration
+from shards.video_file import Film, VideoData, opened, reason
+from shards.video_frames import needed_frames
+from shards.video_survey import told_seconds
 
 BURST = 0.125  # seconds of a clip that are decoded behind a key frame
 APART = 1.0  # seconds between two key frames that are looked at
@@ -36,8 +37,9 @@ class Scanned:
 
 def told_frames(file: VideoData, limits: Limits) -> int:
     """How many frames the container says that the clip has, by its count or by rate × duration; 0 where it says neither."""
-    with _opened(file, limits) as (container, stream):
-        rate, duration = stream.average_rate or stream.guessed_rate, _told_duration(container, stream)
+    with opened(file, limits) as film:
+        stream, duration = film.stream, told_seconds(film)
+        rate = stream.average_rate or stream.guessed_rate
         return int(stream.frames) or (round(float(rate) * duration) if rate and duration else 0)
 
 
@@ -47,81 +49,85 @@ def scan(file: VideoData, limits: Limits, side: int, see: See, keys_only: bool =
     side       the longer side of the picture as shown (turned by its rotation metadata), in pixels; the first frame's shape holds for all.
     keys_only  only key frames at least APART seconds apart, and what can be decoded in the BURST behind each; the rest is not decoded.
 
-    One frame is held at a time. What `see` computes counts as the clip's CPU time.
-    Raises LimitError (bytes, pixels, decoded_frames, cpu_seconds) and DecodeError.
+    One frame is held at a time. What `see` computes counts as CPU time of the clip. A clip that tears is shown up to the tear.
+    Raises LimitError (bytes, pixels, decoded_frames, cpu_seconds), and DecodeError where not even the first frame decodes.
     """
-    clock = _Clock(limits)
     shape: tuple[int, int] | None = None
     frames = keys = 0
     end = last = 0.0
     origin: float | None = None
-    with _opened(file, limits) as (container, stream):
-        shown = _bursts(container, stream, clock) if keys_only else _all(container, stream, clock)
-        for frame, first in shown:
+    with opened(file, limits) as film:
+        clock = film.clock
+        for frame, first in _bursts(film) if keys_only else _all(film):
             if origin is None:
                 origin, shape = frame.time, _shape(frame, side)
             at = frame.time - origin
             if frames and at <= last:
                 continue  # containers that repeat a time, or tell times that go back
-            clock.reached = last = at
-            end = max(end, at + float((frame.duration or 0) * stream.time_base))
             assert shape is not None
-            see(at, _small(frame, shape), first and keys_only)
+            if (small := _small(frame, shape, film)) is None:
+                break
+            clock.reached = last = at
+            end = max(end, at + float((frame.duration or 0) * film.stream.time_base))
+            see(at, small, first and keys_only)
             frames, keys = frames + 1, keys + (first and keys_only)
             clock.check()
-        told = _told_duration(container, stream)
+        told = told_seconds(film)
     if not frames:
-        raise DecodeError("a video stream without a frame that decodes")
-    if keys_only and told is not None:
+        raise DecodeError(clock.tear or "a video stream without a frame that decodes")
+    if keys_only and told is not None and clock.tear is None:
         end = max(end, told)
     return Scanned(max(end, last), frames, keys)
 
 
-def _all(container: Any, stream: Any, clock: _Clock) -> Iterator[tuple[Any, bool]]:
-    for packet in _packets(container, stream, clock):
-        for frame in _decode(container, packet, clock):
-            yield frame, False
+def _all(film: Film) -> Iterator[tuple[Any, bool]]:
+    for shown in needed_frames(film, lambda: 0.0, skip=False):
+        yield shown.frame, False
 
 
-def _bursts(container: Any, stream: Any, clock: _Clock) -> Iterator[tuple[Any, bool]]:
+def _bursts(film: Film) -> Iterator[tuple[Any, bool]]:
     """(frame, whether it is the first of a burst). A burst is decoded by itself: the decoder starts at its key frame and is emptied at its
-    end. Frames that come before their key frame in time refer to what was not decoded, and are left out."""
+    end. Frames that come before their key frame in time refer to what was not decoded, and are left out. Ends at a tear."""
     since: float | None = None  # when the key frame of the burst that is being gathered is shown; begun: when it is decoded
     begun = before = float("-inf")
     burst: list[Any] = []
-    for packet in _packets(container, stream, clock):
-        decoded, shown = (None if stamp is None else float(stamp * stream.time_base) for stamp in _stamps(packet))
+    for packet in film.packets():
+        decoded, shown = (film.seconds(stamp) for stamp in _stamps(packet))
         if since is not None and (decoded is None or decoded >= begun + BURST or packet.is_keyframe):
-            yield from _burst(container, stream, burst, since, clock)
+            yield from _burst(film, burst, since)
+            if film.clock.tear is not None:
+                return
             burst, before, since = [], since, None
         if since is None and shown is not None and decoded is not None and packet.is_keyframe and shown >= before + APART:
             since, begun = shown, decoded
         if since is not None:
             burst.append(packet)
+    if since is not None:
+        yield from _burst(film, burst, since)
 
 
 def _stamps(packet: Any) -> tuple[int | None, int | None]:
-    """When a packet is decoded and when its frame is shown; None for the empty one at the end."""
+    """When a packet is decoded and when its frame is shown."""
     return (packet.pts if packet.dts is None else packet.dts), (packet.dts if packet.pts is None else packet.pts)
 
 
-def _burst(container: Any, stream: Any, packets: list[Any], since: float, clock: _Clock) -> Iterator[tuple[Any, bool]]:
-    found = [frame for packet in packets for frame in _decode(container, packet, clock)]
-    found += _emptied(container, stream, clock)
+def _burst(film: Film, packets: list[Any], since: float) -> Iterator[tuple[Any, bool]]:
+    context, clock = film.stream.codec_context, film.clock
     first = True
-    for frame in found:
-        if since - 1e-6 <= frame.time <= since + 2 * BURST:
-            yield frame, first
-            first = False
-
-
-def _emptied(container: Any, stream: Any, clock: _Clock) -> list[Any]:
-    """What the decoder still holds of a burst; it can begin anew then."""
-    nothing = av.Packet()
-    nothing.stream, nothing.time_base = stream, stream.time_base
-    frames = _decode(container, nothing, clock)
-    stream.codec_context.flush_buffers()
-    return frames
+    for packet in (*packets, None):  # None: what the decoder still holds
+        try:
+            frames = context.decode(packet)
+        except Exception as error:
+            clock.tear = f"{film.name}: {reason(error)}"
+            return
+        for frame in frames:
+            clock.frame(frame)
+            if frame.time is None:
+                raise DecodeError(f"{film.name}: a frame without a time")
+            if since - 1e-6 <= frame.time <= since + 2 * BURST:
+                yield frame, first
+                first = False
+    context.flush_buffers()
 
 
 def _shape(frame: Any, side: int) -> tuple[int, int]:
@@ -131,12 +137,15 @@ def _shape(frame: Any, side: int) -> tuple[int, int]:
     return height, width
 
 
-def _small(frame: Any, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 H×W×3 RGB, turned as the display matrix says (its rotation counts counter-clockwise)."""
+def _small(frame: Any, shape: tuple[int, int], film: Film) -> np.ndarray | None:
+    """uint8 H×W×3 RGB, turned as the display matrix says (its rotation counts counter-clockwise). None for a damaged frame, which is where
+    the film tears."""
     if frame.is_corrupt:
-        raise DecodeError(f"the frame at {frame.time:.2f} s is damaged")
+        film.clock.tear = f"the frame at {frame.time:.2f} s is damaged"
+        return None
     try:
         small = frame.reformat(width=shape[1], height=shape[0], format="rgb24", interpolation=_AREA, threads=1).to_ndarray()
     except Exception as error:
-        raise DecodeError(f"the frame at {frame.time:.2f} s does not convert to RGB: {error}") from error
+        film.clock.tear = f"the frame at {frame.time:.2f} s does not convert to RGB: {error}"
+        return None
     return np.ascontiguousarray(np.rot90(small, round(frame.rotation / 90) % 4))

@@ -116,9 +116,11 @@ def test_many_bad_samples_and_a_child_kept_for_the_next_unit(tmp_path: Path) -> 
     assert (again.crashes, len(again.onward)) == (0, 2)
 
 
-def test_a_busy_hang_is_ended_by_cpu_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_a_busy_hang_is_ended_by_cpu_time(native: bool) -> None:
+    """Also one within a single native call, in which no limit that Python checks can be seen."""
     batch = unit([row(f"{i}", i) for i in range(3)])
-    step = call(HANG, {"key": "1"}, {"batch": 1})
+    step = call(HANG, {"key": "1", "native": native}, {"batch": 1})
     result = run([step], batch, Limits(cpu_seconds=0.6))
     assert errors(result.rows[step.digest]) == {uid_of("test", "1"): "crash: CPU over 0.6 s in step hang"}
     assert result.onward["key"].to_pylist() == ["0", "2"]

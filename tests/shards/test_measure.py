@@ -75,7 +75,7 @@ def test_a_video_is_loaded_as_it_was_measured(data_dir: Path, tokenizer: Any, pr
     assert whole["patches"] == len(loaded.patches)
     assert whole["visual_tokens"] == len(stored) <= profile.max_visual_tokens
     assert whole["kept_tokens"] == stored.sum()
-    assert medium["times"] == frame_times(video_header(data, LIMITS).duration, profile.fps, profile.max_frames).tolist()
+    assert medium["times"] == frame_times(video_header(data, LIMITS).good, profile.fps, profile.max_frames).tolist()
     if profile is STRICT:
         assert loaded.mask is not None
         assert 0.05 < stored.mean() < 0.95
@@ -139,8 +139,11 @@ def test_another_medium_or_profile_is_refused(data_dir: Path, tokenizer: Any) ->
     (video,) = measure_item(ask(("video", 0)), [Medium("video", data, LIMITS)], tokenizer, STRICT)["media"]
     (image,) = measure_item(ask(("image", 0)), [Medium("image", png(300, 500), LIMITS)], tokenizer, STRICT)["media"]
     for arguments, words in (
-        ((other, video, "video", STRICT), "frames are sampled from the video"),
-        ((data, video, "video", replace(STRICT, fps=2.0)), "frames are sampled from the video"),
+        ((other, video, "video", STRICT), "cannot have the measured grid"),
+        ((data, {**video, "t": 30, "mask": None}, "video", STRICT), "17 frames are sampled from the video, 30 were measured"),
+        ((data, {**video, "t": 9, "mask": None}, "video", STRICT), "other times"),
+        ((data, video, "video", replace(STRICT, fps=2.0)), "9 frames are sampled from the video, 17 were measured"),
+        ((data, video, "video", replace(STRICT, fps=5.0)), "other times"),
         ((data, {**video, "times": [t + 0.1 for t in video["times"]]}, "video", STRICT), "other times"),
         ((data, {**video, "h": video["w"], "w": video["h"]}, "video", STRICT), "cannot have the measured grid"),
         ((data, video, "video", replace(STRICT, video_merge=1)), "measured with merge 2"),

@@ -1,7 +1,8 @@
-"""Never comes back from a sample with a certain key: busy, or asleep."""
+"""Never comes back from a sample with a certain key: busy, in one native call, or asleep."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ from curation.view import SampleView, each
 class What:
     key: str = ""
     busy: bool = True
+    native: bool = False
 
 
 def open_hang(what: What, how: How) -> Callable[[Sequence[SampleView]], Sequence[Result]]:
     def answer(view: SampleView) -> Row:
         while view.sample.key == what.key:
+            if what.native:
+                re.match(r"(a+)+$", "a" * 80 + "b")  # holds the interpreter for longer than anybody lives
             if not what.busy:
                 time.sleep(0.05)
         return {"done": True}
