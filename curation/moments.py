@@ -55,7 +55,7 @@ def stretches(moments: Any, view: MediaView) -> list[Stretch]:
     InfrastructureError for a column of something else.
     """
     told = _told(moments.at, view.columns.get(moments.at)) if moments.at else []
-    bounds = told or _pieces(moments.every, view.video_header().duration)
+    bounds = told or _pieces(moments.every, view.video_header().good)
     count = max(moments.frames, 1)
     if len(bounds) * count > MOST_FRAMES:
         raise LimitError(

@@ -58,14 +58,17 @@ def scan(file: VideoData, limits: Limits, side: int, see: See, keys_only: bool =
     origin: float | None = None
     with opened(file, limits) as film:
         clock = film.clock
-        for frame, first in _bursts(film) if keys_only else _all(film):
+        for frame, seconds, first in _bursts(film) if keys_only else _all(film):
             if origin is None:
-                origin, shape = frame.time, _shape(frame, side)
-            at = frame.time - origin
+                origin, shape = seconds, _shape(frame, side)
+            at = seconds - origin
             if frames and at <= last:
                 continue  # containers that repeat a time, or tell times that go back
             assert shape is not None
-            if (small := _small(frame, shape, film)) is None:
+            try:
+                small = _small(frame, shape)
+            except DecodeError as error:
+                clock.tear = f"{error} at {at:.2f} s"
                 break
             clock.reached = last = at
             end = max(end, at + float((frame.duration or 0) * film.stream.time_base))
@@ -80,14 +83,17 @@ def scan(file: VideoData, limits: Limits, side: int, see: See, keys_only: bool =
     return Scanned(max(end, last), frames, keys)
 
 
-def _all(film: Film) -> Iterator[tuple[Any, bool]]:
+def _all(film: Film) -> Iterator[tuple[Any, float, bool]]:
     for shown in needed_frames(film, lambda: 0.0, skip=False):
-        yield shown.frame, False
+        yield shown.frame, shown.at, False
 
 
-def _bursts(film: Film) -> Iterator[tuple[Any, bool]]:
-    """(frame, whether it is the first of a burst). A burst is decoded by itself: the decoder starts at its key frame and is emptied at its
-    end. Frames that come before their key frame in time refer to what was not decoded, and are left out. Ends at a tear."""
+def _bursts(film: Film) -> Iterator[tuple[Any, float, bool]]:
+    """(frame, its time in seconds, whether it is the first of a burst), up to a tear.
+
+    A burst is decoded by itself: the decoder starts at its key frame and is emptied at its end. Frames that come before their key frame in
+    time refer to what was not decoded, and are left out.
+    """
     since: float | None = None  # when the key frame of the burst that is being gathered is shown; begun: when it is decoded
     begun = before = float("-inf")
     burst: list[Any] = []
@@ -111,7 +117,7 @@ def _stamps(packet: Any) -> tuple[int | None, int | None]:
     return (packet.pts if packet.dts is None else packet.dts), (packet.dts if packet.pts is None else packet.pts)
 
 
-def _burst(film: Film, packets: list[Any], since: float) -> Iterator[tuple[Any, bool]]:
+def _burst(film: Film, packets: list[Any], since: float) -> Iterator[tuple[Any, float, bool]]:
     context, clock = film.stream.codec_context, film.clock
     first = True
     for packet in (*packets, None):  # None: what the decoder still holds
@@ -122,10 +128,10 @@ def _burst(film: Film, packets: list[Any], since: float) -> Iterator[tuple[Any, 
             return
         for frame in frames:
             clock.frame(frame)
-            if frame.time is None:
+            if (seconds := film.seconds(frame.pts)) is None:
                 raise DecodeError(f"{film.name}: a frame without a time")
-            if since - 1e-6 <= frame.time <= since + 2 * BURST:
-                yield frame, first
+            if since - 1e-6 <= seconds <= since + 2 * BURST:
+                yield frame, seconds, first
                 first = False
     context.flush_buffers()
 
@@ -137,15 +143,12 @@ def _shape(frame: Any, side: int) -> tuple[int, int]:
     return height, width
 
 
-def _small(frame: Any, shape: tuple[int, int], film: Film) -> np.ndarray | None:
-    """uint8 H×W×3 RGB, turned as the display matrix says (its rotation counts counter-clockwise). None for a damaged frame, which is where
-    the film tears."""
+def _small(frame: Any, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 H×W×3 RGB, turned as the display matrix says (its rotation counts counter-clockwise)."""
     if frame.is_corrupt:
-        film.clock.tear = f"the frame at {frame.time:.2f} s is damaged"
-        return None
+        raise DecodeError("a damaged frame")
     try:
         small = frame.reformat(width=shape[1], height=shape[0], format="rgb24", interpolation=_AREA, threads=1).to_ndarray()
     except Exception as error:
-        film.clock.tear = f"the frame at {frame.time:.2f} s does not convert to RGB: {error}"
-        return None
+        raise DecodeError(f"a frame that does not convert to RGB ({error})") from error
     return np.ascontiguousarray(np.rot90(small, round(frame.rotation / 90) % 4))

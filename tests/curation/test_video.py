@@ -24,6 +24,7 @@ from shards.video_scan import scan, told_frames
 from tests.curation.films import faded, film, photograph, plain, scene, still
 from tests.curation.units import call, picture_unit
 from tests.curation.views import media_view
+from tests.shards.clips import CLOSED, moving
 
 pytest.importorskip("scenedetect", reason="SCENEDETECT ABSENT: pip install --no-deps -r requirements-nodeps.txt")
 
@@ -219,6 +220,17 @@ def test_key_frames_alone_are_decoded_where_there_are_many(tmp_path: Path) -> No
     assert looked(tmp_path / "clip.mp4", frames="key") == some
     assert looked(tmp_path / "clip.mp4", frames="all", many=1)["by"] == "frames"
     assert spans(some["shots"]) == spans(whole["shots"]) == [(0.0, 3.0), (3.0, 6.0), (6.0, 9.0)]
+
+
+@pytest.mark.parametrize("frames", ["all", "key"])
+def test_a_torn_clip_is_looked_at_up_to_the_tear(tmp_path: Path, frames: str) -> None:
+    whole = moving("mp4", "libx264", CLOSED, muxer={"movflags": "faststart"})
+    good, torn = (row(tmp_path, data, frames=frames) for data in (whole, whole[: len(whole) * 6 // 10]))
+    assert good["seconds"] == pytest.approx(10, abs=0.1)
+    assert 3 < torn["seconds"] < 7
+    assert 0 < torn["looked"] < good["looked"]
+    assert torn["shots"][-1]["end"] == pytest.approx(torn["seconds"])
+    assert torn["hashes"][:3] == good["hashes"][:3]
 
 
 def test_limits_hold_and_say_what_to_do(tmp_path: Path) -> None:

@@ -236,14 +236,16 @@ def test_texts_alone(tmp_path: Path) -> None:
 def test_films_become_items_of_their_shots(tmp_path: Path) -> None:
     clips = "kind = 'video' and id in ('d-video-0006', 'd-video-0010', 'd-video-0016')"  # a title card, a street, 0.07 s
     outcome = outcome_of("video", tmp_path, few(tmp_path, {"films": (clips, {})}))
-    assert {k: v for k, v in outcome.counts.items() if v} == {"inputs": 3, "kept": 2, "rejected": 1}
+    counts = outcome.counts
+    assert (counts["split"], counts["rejected"], counts["errored"]) == (2, 1, 0)
+    assert counts["kept"] == counts["inputs"] - 3 >= 2
     told = tasks(tmp_path)
     assert told["video"] >= 3  # a caption each, and the shots of one at least
     assert told["temporal_grounding"] >= 1
     assert told["streaming"] >= 1
-    [(text, said)] = ask(tmp_path / "run", "select ocr_text, shot_text from samples where key like '%0006' and verdict = 'kept'")
-    assert text.startswith("Audioless Video")
-    assert said.count("\n") >= 1
+    clips = ask(tmp_path / "run", "select ocr_text, shot_text from samples where key like '%0006#%' and verdict = 'kept' order by key")
+    assert any("Audioless" in text for text, _ in clips)
+    assert all(said for _, said in clips)
 
 
 STAGES: dict[str, tuple[dict[str, tuple[str, dict[str, Any]]], set[str]]] = {
