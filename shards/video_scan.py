@@ -13,7 +13,7 @@ from shards.errors import DecodeError
 from shards.media import Limits
 from shards.video_file import Film, VideoData, opened, reason
 from shards.video_frames import needed_frames
-from shards.video_survey import told_seconds
+from shards.video_survey import survey, told_seconds
 
 BURST = 0.125  # seconds of a clip that are decoded behind a key frame
 APART = 1.0  # seconds between two key frames that are looked at
@@ -52,6 +52,7 @@ def scan(file: VideoData, limits: Limits, side: int, see: See, keys_only: bool =
     One frame is held at a time. What `see` computes counts as CPU time of the clip. A clip that tears is shown up to the tear.
     Raises LimitError (bytes, pixels, decoded_frames, cpu_seconds), and DecodeError where not even the first frame decodes.
     """
+    good = survey(file, limits).good if keys_only else 0.0
     shape: tuple[int, int] | None = None
     frames = keys = 0
     end = last = 0.0
@@ -75,11 +76,10 @@ def scan(file: VideoData, limits: Limits, side: int, see: See, keys_only: bool =
             see(at, small, first and keys_only)
             frames, keys = frames + 1, keys + (first and keys_only)
             clock.check()
-        told = told_seconds(film)
     if not frames:
         raise DecodeError(clock.tear or "a video stream without a frame that decodes")
-    if keys_only and told is not None and clock.tear is None:
-        end = max(end, told)
+    if keys_only and clock.tear is None:
+        end = max(end, good)
     return Scanned(max(end, last), frames, keys)
 
 
