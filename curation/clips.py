@@ -69,11 +69,13 @@ def clips_of(what: What, view: SampleView) -> Iterator[Child]:
 
     A clip that cannot be made is a child with `damage`. In a torn video the clip at the tear ends there; one that would be shorter than
     min_seconds then is merged or dropped as any other. Raises DecodeError and LimitError of a single video, SampleError for a sample with
-    other media beside, without shots, or with nothing long enough in it.
+    other media beside, without shots, with nothing long enough in it, or with a conversation in time that its clips are to have.
     """
     others = sum(medium.ref.kind != "video" for medium in view.media)
     if others:
         raise SampleError(f"{others} other media lie beside its video, which clips would lose; give the videos a source of their own")
+    if "conversations" in what.texts and any("time" in turn for turn in view.sample.texts.conversations):
+        raise SampleError("its conversation has times of the whole video, wrong in its clips: leave `conversations` out of `texts`")
     for number, medium in enumerate(view.media):
         before = () if len(view.media) == 1 else (number,)
         try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from shards.chat import MediumTokens, count_item
 from shards.compression import compressed
-from shards.errors import LimitError, ProfileError, ShardError
+from shards.errors import LimitError, ProfileError, SampleError, ShardError
 from shards.image import ImageHeader, decode_image, image_header
 from shards.items import Item, shown
 from shards.media import Limits
@@ -20,6 +20,7 @@ from shards.profile import Profile
 from shards.repeats import first_equal, kept_once
 from shards.tokens import kept_by_frame, pack_mask, unpack_mask
 from shards.video import VideoHeader, frame_times, sample_frames, video_header
+from shards.video_frames import LAST_FRAME_STANDS
 
 
 class Medium:
@@ -69,8 +70,8 @@ def measure_item(item: Item, media: Sequence[Medium], tokenizer: Any, profile: P
 
     The budget of visual tokens is split evenly over all images and frames of the item. Images cost their header, videos their sampled
     frames (for their compression); a streamed video is one medium, as far as its last message shows it. Raises DecodeError and LimitError
-    of the media, LimitError for more text tokens than profile.max_text_tokens, SampleError for what `encode_item` refuses, ShardError for a
-    part whose medium the sample lacks or has in another kind.
+    of the media, LimitError for more text tokens than profile.max_text_tokens, SampleError for what `encode_item` refuses and for a stream
+    that goes on after its video, ShardError for a part whose medium the sample lacks or has in another kind.
     """
     parts = shown(item)
     for part in parts:
@@ -78,6 +79,8 @@ def measure_item(item: Item, media: Sequence[Medium], tokenizer: Any, profile: P
             raise ShardError(f"item {item.task}/{item.n} names {part.type} {part.media}; the sample has {[m.kind for m in media]}")
     count = sum(media[part.media].frames(profile, part.until) for part in parts)
     measured = [media[part.media].measured(profile, count, part.until) for part in parts]
+    for part, found in zip(parts, measured, strict=True):
+        _refuse_unseen(item, part.until, media[part.media], found, profile)
     sizes = [_size(medium) for medium in measured]
     kept = [kept_by_frame(_mask(medium), size.t, size.h, size.w, size.merge) for medium, size in zip(measured, sizes, strict=True)]
     tokens = [MediumTokens(part.type, k, m["times"]) for part, k, m in zip(parts, kept, measured, strict=True) if part.type != "text"]
@@ -154,6 +157,16 @@ def _measured_video(medium: Medium, size: MediumSize, profile: Profile, until: f
         "distinct": len(np.unique(first)),
         "distinct_kept": int(kept_once(first, mask.reshape(size.t, -1)).sum()),
     }
+
+
+def _refuse_unseen(item: Item, until: float | None, medium: Medium, found: Mapping[str, Any], profile: Profile) -> None:
+    """What is said of a stream after its video has ended, or has torn, was never seen."""
+    if until is None or isinstance(medium.header, ImageHeader):
+        return
+    torn = found["t"] < medium.frames(profile, until)
+    if torn or until > medium.header.good + LAST_FRAME_STANDS:
+        end = found["times"][-1] if torn else medium.header.good
+        raise SampleError(f"item {item.task}/{item.n} speaks at {until:g} s of a video whose frames end at {end:.2f} s")
 
 
 def _must_fit(height: int, width: int, size: MediumSize, profile: Profile, kind: str) -> None:

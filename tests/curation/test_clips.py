@@ -121,6 +121,10 @@ def test_texts_travel_only_when_told(tmp_path: Path) -> None:
     assert second.media[0].name == "a.mp4#clip=1500-3000.mp4"
     assert split(path, What(every=1.5, texts=("caption",)), texts=texts)[0].texts.caption == "a whole film"
     assert first.texts.caption is None
+    timed = Texts(conversations=({"from": "human", "value": "go", "time": 0.0}, {"from": "gpt", "value": "a goal", "time": 2.0}))
+    assert len(split(path, What(every=1.5), texts=timed)) == 2
+    with pytest.raises(SampleError, match="has times of the whole video"):
+        split(path, What(every=1.5, texts=("conversations",)), texts=timed)
 
 
 def test_a_torn_film_gives_the_clips_before_the_tear(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 import shards.measure as measure
 from shards.chat import MediumTokens, encode_item, train_tokenizer
 from shards.compression import compressed
-from shards.errors import DecodeError, LimitError, ProfileError, ShardError
+from shards.errors import DecodeError, LimitError, ProfileError, SampleError, ShardError
 from shards.index import MEASURE_TYPE
 from shards.items import Item, Message, Part
 from shards.measure import Medium, load_medium, measure_item
@@ -23,6 +23,7 @@ from shards.media import Limits
 from shards.profile import Profile, load_profile
 from shards.tokens import kept_by_frame, pack_mask, unpack_mask
 from shards.video import frame_times, video_header
+from tests.shards.clips import CLOSED, moving
 
 LIMITS = Limits()
 STRICT = Profile("strict", "-", max_visual_tokens=400, fps=4.0, threshold=2.0)  # grey levels: so that real clips lose tokens
@@ -167,6 +168,24 @@ def test_items_that_cannot_be_measured_say_why(tokenizer: Any) -> None:
             measure_item(ask(wrong), media, tokenizer, STRICT)
     with pytest.raises(LimitError, match=r"image\.pixels"):
         measure_item(ask(("image", 0)), [Medium("image", png(30, 30), Limits(image_pixels=100))], tokenizer, STRICT)
+
+
+def test_a_stream_that_goes_on_after_its_video_was_never_seen(tokenizer: Any) -> None:
+    whole = moving("mp4", "libx264", CLOSED, muxer={"movflags": "faststart"})  # 10 s
+    profile = Profile("p", "-", max_visual_tokens=256, fps=1.0)
+
+    def counted(data: bytes, until: float) -> dict[str, Any]:
+        shows = Message("stream", (Part("video", media=0, until=until),))
+        item = Item("streaming", 0, (shows, Message("assistant", (Part("text", text="A car."),))))
+        return measure_item(item, [Medium("video", data, LIMITS)], tokenizer, profile)
+
+    assert counted(whole, 10.5)["media"][0]["t"] == 10
+    with pytest.raises(SampleError, match=r"speaks at 12 s of a video whose frames end at 10\.00 s"):
+        counted(whole, 12)
+    torn = whole[: len(whole) // 2]
+    assert counted(torn, 2)["media"][0]["t"] == 3
+    with pytest.raises(SampleError, match="speaks at 9 s of a video whose frames end at"):
+        counted(torn, 9)
 
 
 def test_profiles_are_checked_and_digested_by_value() -> None:
