@@ -16,20 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import yaml
 
 from benchmarks.digits_data import KINDS, Kind, originals, scenes, shuffled, write_pictures, write_words
+from benchmarks.digits_line import Line, parameters, timed
 from benchmarks.digits_score import Scores, one_digit_alone, scores_of
 
 HERE = Path(__file__).parent / "digits"
@@ -40,8 +37,6 @@ ASKED: dict[Kind, int] = {"name": 360, "read": 400, "larger": 400}  # every held
 TALKS = 4_000
 VOCABULARY = 512
 MINUTES = 10
-
-T = TypeVar("T")
 
 # run → score → (least, most)
 GOALS: dict[str, dict[str, tuple[float, float]]] = {
@@ -69,7 +64,7 @@ def one_run(run: str, seed: int, out: Path, tuning: bool, threads: int) -> Resul
     """The whole line in `out`, which is made anew."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    line = Line(out, threads)
+    line = Run(out, threads)
     seconds: dict[str, float] = {}
     began = time.monotonic()
     pairs = timed(seconds, "draw", lambda: draw(out, seed, tuning, wrong=run == "shuffled"))
@@ -105,19 +100,15 @@ def draw(out: Path, seed: int, tuning: bool, wrong: bool) -> list[tuple[int, int
     return pairs
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Run(Line):
     """The commands of a run in its folder."""
-
-    out: Path
-    threads: int
 
     def curate(self) -> None:
         train, held_out, words = self.out / "curated", self.out / "curated_held_out", self.out / "tokenizer"
-        self._fovea("curate", HERE / "train.yaml", "--run", train, "--until", "compose")
-        self._fovea("tokenizer", train, "--out", words, "--vocab-size", VOCABULARY)
-        self._fovea("curate", HERE / "train.yaml", "--run", train)
-        self._fovea("curate", HERE / "held_out.yaml", "--run", held_out)
+        self.fovea("curate", HERE / "train.yaml", "--run", train, "--until", "compose")
+        self.fovea("tokenizer", train, "--out", words, "--vocab-size", VOCABULARY)
+        self.fovea("curate", HERE / "train.yaml", "--run", train)
+        self.fovea("curate", HERE / "held_out.yaml", "--run", held_out)
 
     def train(self, run: str, seed: int) -> Path:
         """Weights of the last stage."""
@@ -126,41 +117,14 @@ class Line:
         written = self.out / "training.yaml"
         written.write_text(yaml.safe_dump(config), "utf-8")
         data, words = self.out / "curated" / "dataset", self.out / "tokenizer"
-        self._fovea("train", written, "--dataset", data, "--tokenizer", words, "--out", self.out / "train_out")
+        self.fovea("train", written, "--dataset", data, "--tokenizer", words, "--out", self.out / "train_out")
         return self.out / "train_out" / "checkpoints" / f"stage{max(config['stages'])}" / "final"
 
     def ask(self, weights: Path) -> Scores:
         data, answers = self.out / "curated_held_out" / "dataset", self.out / "answers.jsonl"
         options = ("--split", "train", "--metrics", "exact_match", "--max-new-tokens", 5, "--batch", 64, "--out", answers)
-        self._fovea("evaluate", weights, data, *options)
+        self.fovea("evaluate", weights, data, *options)
         return scores_of(answers)
-
-    def _fovea(self, *arguments: object) -> None:
-        command = [str(Path(sys.executable).with_name("fovea")), *map(str, arguments)]
-        environment = {**os.environ, "FOVEA_DIGITS": str(self.out.resolve()), "OMP_NUM_THREADS": str(self.threads)}
-        with (self.out / "log.txt").open("a", encoding="utf-8") as log:
-            log.write(f"$ {' '.join(command)}\n")
-            log.flush()
-            code = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-        if code:
-            raise SystemExit(f"`{' '.join(command)}` ended with {code}; {self.out / 'log.txt'} says why")
-
-
-def timed(seconds: dict[str, float], name: str, work: Callable[[], T]) -> T:
-    at = time.monotonic()
-    result = work()
-    seconds[name] = time.monotonic() - at
-    return result
-
-
-def parameters(weights: Path) -> int:
-    from safetensors import safe_open
-
-    total = 0
-    for file in sorted(weights.glob("*.safetensors")):
-        with safe_open(file, "np") as opened:
-            total += sum(int(opened.get_tensor(name).size) for name in opened.keys())  # noqa: SIM118
-    return total
 
 
 def table(results: Sequence[Result]) -> str:

@@ -173,13 +173,17 @@ def textured(width: int, height: int, seed: int) -> tuple[np.ndarray, np.ndarray
 
 
 def lay(ground: np.ndarray, ink: np.ndarray, digits: Sequence[Placed], found: Originals) -> np.ndarray:
-    """uint8 picture of digits on a ground, each drawn at its side by bicubic enlargement of its 8×8 ink."""
+    """uint8 picture of digits on a ground, each drawn at its side by bicubic enlargement of its 8×8 ink. What stands out on one side comes
+    in on the other."""
     picture = ground.copy()
     for digit in digits:
         mask = Image.fromarray(found.images[digit.original]).resize((digit.side, digit.side), Image.Resampling.BICUBIC)
         share = np.asarray(mask, dtype=np.float32)[..., None] / 255
-        spot = picture[digit.top : digit.top + digit.side, digit.left : digit.left + digit.side]
-        spot[:] = spot * (1 - share) + ink * share
+        rows, columns = (
+            np.arange(start, start + digit.side) % size for start, size in zip((digit.top, digit.left), ground.shape, strict=False)
+        )
+        spot = np.ix_(rows, columns)
+        picture[spot] = picture[spot] * (1 - share) + ink * share
     return picture.round().clip(0, 255).astype(np.uint8)
 
 

@@ -57,6 +57,14 @@ def scores_of(path: Path) -> Scores:
     return scored(json.loads(line) for line in path.read_text("utf-8").splitlines())
 
 
+def right_by_source(answers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Share of right answers of each source, by name. Records as `scored` takes them; one that failed (`error`) is a wrong answer."""
+    said: dict[str, list[tuple[str, str]]] = {}
+    for one in answers:
+        said.setdefault(one["source"], []).append(("right", "wrong") if "error" in one else (one["gold"][0], one["answer"].strip()))
+    return {source: _right(said[source]) for source in sorted(said)}
+
+
 def one_digit_alone(pairs: Iterable[tuple[int, int]]) -> float:
     """What `larger` reaches if only the left digit is known, and guessed from it as well as can be: the anchor to beat."""
     counts: dict[int, list[int]] = {}

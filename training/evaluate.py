@@ -120,7 +120,7 @@ def evaluate(
     from training.stages import SkipLimit
 
     at_once = math.lcm(_AT_ONCE, ranks.world)
-    config = replace(plan_config(stage, 0), packs=at_once, samples=None, divisible_by=1, too_long="leave_out")
+    config = replace(plan_config(stage, 0, profile.name), packs=at_once, samples=None, divisible_by=1, too_long="leave_out")
     never = SkipLimit(share=1.0)  # what cannot be read is counted beside the loss, and ends nothing
     feed = DatasetFeed(dataset, split, Mixture(), config, profile, tokenizer, ranks, workers, limit=never)
     steps = islice(feed.run(0, feed.start(0)), math.ceil(packs / at_once))

@@ -222,7 +222,7 @@ class _Work:
             self.dataset,
             TRAIN_SPLIT,
             mixture_of(stage.mixture),
-            plan_config(stage, self.config.seed),
+            plan_config(stage, self.config.seed, profile.name),
             profile,
             self.tokenizer,
             self.ranks,

@@ -45,7 +45,7 @@ def refuse_unfit(
             _refuse_other_profile(profile, dataset.manifest.profiles)
             if config.model.preset == "tiny":
                 refuse_other_patch(config.model.tiny.patch, profile)
-            asked, cost = plan_config(stage, config.seed), partial(stage_cost, config, number, len(tokenizer))
+            asked, cost = plan_config(stage, config.seed, profile.name), partial(stage_cost, config, number, len(tokenizer))
             source = DatasetIndex(dataset, TRAIN_SPLIT)
             path = None if plans is None else plan_path(plans, number, 0)
             found[number] = kept_plan(path, source, mixture_of(stage.mixture), asked, cost)

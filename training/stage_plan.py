@@ -28,9 +28,10 @@ TRAIN_SPLIT = "train"
 THREADS = min(8, os.cpu_count() or 1)  # that read indexes and pack windows; they let go of the interpreter lock
 
 
-def plan_config(stage: StageConfig, seed: int) -> PlanConfig:
+def plan_config(stage: StageConfig, seed: int, profile: str) -> PlanConfig:
+    """profile: its name, by which a dataset has its counts; the stage may name a file."""
     return PlanConfig(
-        profile=stage.profile,
+        profile=profile,
         compress=stage.compress,
         packs=stage.step.packs,
         samples=stage.step.samples,

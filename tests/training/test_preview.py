@@ -67,7 +67,9 @@ def index() -> Any:
 
 
 def plan_of(index: Any, settings: TrainingConfig, number: int = 1, cost: CostModel | None = None) -> Any:
-    return make_plan(index, Mixture(), plan_config(settings.stages[number], settings.seed), index_digest="v1", cost=cost)
+    return make_plan(
+        index, Mixture(), plan_config(settings.stages[number], settings.seed, settings.stages[number].profile), index_digest="v1", cost=cost
+    )
 
 
 def test_a_stage_costs_what_its_packs_cost(index: Any) -> None:

@@ -1,0 +1,99 @@
+"""What the runs on digits in motion are made of: a corpus drawn and curated, an image stage, video stages from its weights, questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks.digits_data import originals, scenes, write_pictures
+from benchmarks.digits_line import Keeper, lines_of
+from benchmarks.digits_score import right_by_source
+from benchmarks.motion_data import CLIP_KINDS, ClipKind, clips, write_clips, write_spelling
+
+HERE = Path(__file__).parent / "motion"
+VOCABULARY = 512
+# source → kind of clip and the question that is asked about it
+QUESTIONS: dict[str, tuple[ClipKind, str]] = {
+    "clip_name": ("moves", "name"),
+    "way": ("moves", "way"),
+    "order": ("order", "order"),
+    "changes": ("changes", "changes"),
+}
+OTHER_SEED = 1_000_000  # of what is asked about
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many pictures and clips of each kind are learned from, and how many of each are asked about."""
+
+    pictures: int
+    clips: dict[ClipKind, int]
+    asked: int
+
+
+def draw(out: Path, seed: int, tuning: bool, sizes: Sizes) -> None:
+    """Files under out/train and out/held_out; out/drawn.txt when all are there."""
+    done = out / "drawn.txt"
+    if done.is_file():
+        return
+    learned, asked = originals("train", tuning), originals("tune" if tuning else "held_out")
+    write_pictures(out / "train", "name", scenes(learned, "name", sizes.pictures, seed), learned)
+    for kind in CLIP_KINDS:
+        write_clips(out / "train", kind, clips(learned, kind, sizes.clips[kind], seed), learned)
+    write_spelling(out / "train")
+    write_pictures(out / "held_out", "name", scenes(asked, "name", sizes.asked, seed + OTHER_SEED), asked)
+    for source, (kind, question) in QUESTIONS.items():
+        questions = clips(asked, kind, sizes.asked, seed + OTHER_SEED)
+        write_clips(out / "held_out", source, questions, asked, question)
+        write_clips(out / "held_out", f"blank_{source}", questions, asked, question, blank=True)
+    done.write_text(f"seed {seed}, {'tuning' if tuning else 'held-out'} originals, {sizes}\n", "utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What a run learns from, is asked about, and spells with."""
+
+    train: Path
+    held_out: Path
+    words: Path
+
+
+def curate(line: Keeper) -> Corpus:
+    """The datasets and the tokenizer of what `draw` drew."""
+    train, held_out, words = line.out / "curated", line.out / "curated_held_out", line.out / "tokenizer"
+    line.once("curate texts", "curate", HERE / "train.yaml", "--run", train, "--until", "compose")
+    line.once("tokenizer", "tokenizer", train, "--out", words, "--vocab-size", VOCABULARY)
+    line.once("curate", "curate", HERE / "train.yaml", "--run", train)
+    line.once("curate held_out", "curate", HERE / "held_out.yaml", "--run", held_out)
+    return Corpus(train / "dataset", held_out / "dataset", words)
+
+
+def config_of(name: str, seed: int, start: Path | None = None, steps: int | None = None, **changes: Any) -> dict[str, Any]:
+    """benchmarks/motion/<name>.yaml with the run's seed. start: weights to begin with instead of random numbers; steps, changes: of its
+    one stage."""
+    config: dict[str, Any] = yaml.safe_load((HERE / f"{name}.yaml").read_text("utf-8"))
+    config["seed"] = seed
+    if start is not None:
+        config["model"] = {"preset": "hf", "path": str(start)}
+    config["stages"][1].update(changes, **({} if steps is None else {"steps": steps}))
+    return config
+
+
+def scores_of(answers: Path) -> dict[str, float]:
+    """source → share of right answers."""
+    return {source: round(share, 4) for source, share in right_by_source(lines_of(answers)).items()}
+
+
+def kept(data: Path, sources: tuple[str, ...] = CLIP_KINDS) -> float:
+    """Share of the visual tokens of clips that compression keeps in a dataset, by its index."""
+    visual = left = 0
+    for index in sorted(data.glob("v-*/*.parquet")):
+        for row in pq.read_table(index, columns=["source", "motion"]).to_pylist():
+            if row["source"] in sources and row["motion"] is not None:
+                visual += row["motion"]["visual_tokens"]
+                left += row["motion"]["kept_tokens"]
+    return left / visual
