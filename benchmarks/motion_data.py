@@ -163,12 +163,8 @@ def write_spelling(folder: Path) -> Path:
     """folder/spelling.jsonl: texts for the tokenizer, with the words that begin a turn, a frame or an answer, each of which then is
     one token. Nothing is trained on them."""
     folder.mkdir(parents=True, exist_ok=True)
-    said = ("\n".join(WAYS), " or ".join(reversed(WAYS)), "\n".join(reversed(WAYS)))
-    times = "Time 0.0s:\n,Time 0.5s:\nTime 0.0s:\n,Time 0.5s:"
-    talks = [
-        talk([(f"user asks user\n{times}\nname way order changes\nname\nway\norder\nchanges", f"assistant answers assistant\n{ways}")])
-        for ways in said
-    ]
+    words = "\n".join(["user", "assistant", "name", "way", "order", "changes", *WAYS, "Time 0.0s:", ",Time 0.5s:"])
+    talks = [talk([(words, words)])] * 3
     listed = folder / "spelling.jsonl"
     lines = [json.dumps({"id": f"spelling-{n}", "conversations": conversation}) for n, conversation in enumerate(talks)]
     listed.write_text("\n".join(lines) + "\n", "utf-8")

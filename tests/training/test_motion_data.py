@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_nothing_but_the_pixels_tells_the_answer(asked: list[AskedClip]) -> None
 
 def test_the_forest_sees_the_way_where_it_can_be_seen(found: Originals) -> None:
     """The test above can fail: given where a digit ends, the forest knows the way."""
-    moving = [a for a in clips(found, "moves", 1200, 3)]
+    moving = clips(found, "moves", 1200, 3)
     ends = [[a.clip.spots[-1].left - a.clip.spots[0].left, a.clip.spots[-1].top - a.clip.spots[0].top] for a in moving]
     assert forest_right(np.array(ends), np.array([a.answers["way"] for a in moving])) > 0.6
 
@@ -85,14 +86,18 @@ def test_a_moving_digit_goes_one_way_around_its_border(found: Originals) -> None
             x, y = (after.left - before.left) % clip.width, (after.top - before.top) % clip.height
             if before != after:
                 strides.add((x * across % clip.width) or (y * down % clip.height))
-                assert (x == 0) == (across == 0) and (y == 0) == (down == 0)
-        assert len(strides) == 1 and 2 * strides.pop() < min(clip.width, clip.height)
+                assert (x == 0) == (across == 0)
+                assert (y == 0) == (down == 0)
+        assert len(strides) == 1
+        assert 2 * strides.pop() < min(clip.width, clip.height)
         wrapped += any(s.left + s.side > clip.width or s.top + s.side > clip.height for s in clip.spots)
-        assert one.labels == (int(found.labels[clip.spots[0].original]),) and one.answers["name"] == str(one.labels[0])
+        assert one.labels == (int(found.labels[clip.spots[0].original]),)
+        assert one.answers["name"] == str(one.labels[0])
     assert wrapped > 300
     for way in WAYS:  # starts are everywhere, whatever the way
         starts = np.array([(a.clip.spots[0].left, a.clip.spots[0].top) for a in moving if a.answers["way"] == way])
-        assert (starts.min(0) < 6).all() and (starts.max(0) > 54).all()
+        assert (starts.min(0) < 6).all()
+        assert (starts.max(0) > 54).all()
 
 
 def test_digits_that_follow_each_other_differ_and_are_told_in_their_order(found: Originals) -> None:
@@ -104,8 +109,9 @@ def test_digits_that_follow_each_other_differ_and_are_told_in_their_order(found:
                 *(after for before, after in zip(one.clip.spots, one.clip.spots[1:], strict=False) if before != after),
             ]
             labels = [int(found.labels[s.original]) for s in seen]
-            assert all(a != b for a, b in zip(labels, labels[1:], strict=False))
-            assert one.answers["order"] == "".join(map(str, labels)) and list(one.labels) == labels
+            assert all(a != b for a, b in itertools.pairwise(labels))
+            assert one.answers["order"] == "".join(map(str, labels))
+            assert list(one.labels) == labels
             if kind == "order":
                 assert len(labels) == 2
             else:
