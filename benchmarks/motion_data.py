@@ -160,11 +160,11 @@ def _talk_of(one: AskedClip, number: int, question: str) -> list[dict[str, str]]
 
 
 def write_spelling(folder: Path) -> Path:
-    """folder/spelling.jsonl: texts for the tokenizer, with the words that begin a turn, a frame or an answer, each of which then is
+    """folder/spelling.jsonl: a text for the tokenizer, with the words that begin a turn, a frame or an answer, each of which then is
     one token. Nothing is trained on them."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = "\n".join(["user", "assistant", "name", "way", "order", "changes", *WAYS, "Time 0.0s:", ",Time 0.5s:"])
-    talks = [talk([(words, words)])] * 3
+    words = "\n".join(["user", "assistant", "name", "way", "order", "changes", *WAYS, "Time 0.0s:", ",Time 0.5s:"] * 3)
+    talks = [talk([(words, words)])]
     listed = folder / "spelling.jsonl"
     lines = [json.dumps({"id": f"spelling-{n}", "conversations": conversation}) for n, conversation in enumerate(talks)]
     listed.write_text("\n".join(lines) + "\n", "utf-8")
