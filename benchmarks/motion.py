@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.digits_line import Cost, Keeper
+from benchmarks.digits_line import Cost, Keeper, quiet_seconds
 from benchmarks.motion_run import Sizes, config_of, curate, draw, kept, scores_of
 
 Run = Literal["on", "off"]
@@ -36,7 +36,8 @@ CHANCE = {"blank_clip_name": 0.16, "blank_way": 0.32, "blank_order": 0.04, "blan
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """pictures, clips: what the training of the two stages cost; dropped: share of the clips' tokens, 0 without compression."""
+    """pictures, clips: what the training of the two stages cost; dropped: share of the clips' tokens, 0 without compression.
+    quiet_seconds: of all their steps, as on a machine that does nothing else (digits_line.quiet_seconds)."""
 
     run: Run
     seed: int
@@ -45,6 +46,7 @@ class Result:
     dropped: float
     pictures: Cost
     clips: Cost
+    quiet_seconds: float
 
 
 def one_seed(seed: int, out: Path, tuning: bool, threads: int, runs: Sequence[Run] = RUNS) -> list[Result]:
@@ -60,8 +62,9 @@ def one_seed(seed: int, out: Path, tuning: bool, threads: int, runs: Sequence[Ru
         scores = scores_of(line.ask(run, weights, corpus.held_out))
         dropped = 1 - kept(corpus.train) if run == "on" else 0.0
         costs = line.costs()
+        quiet = round(sum(quiet_seconds(out / name) for name in ("pictures", run)), 1)
         told = "tune" if tuning else "held_out"
-        results.append(Result(run, seed, told, scores, round(dropped, 4), costs["train pictures"], costs[f"train {run}"]))
+        results.append(Result(run, seed, told, scores, round(dropped, 4), costs["train pictures"], costs[f"train {run}"], quiet))
     return results
 
 
@@ -86,6 +89,7 @@ def table(results: Sequence[Result]) -> str:
         both = result.pictures + result.clips
         row(result, "minutes of training", both.seconds / 60, f"≤ {MINUTES}", both.seconds <= 60 * MINUTES)
         row(result, "of them the image stage", result.pictures.seconds / 60)
+        row(result, "minutes of its steps, if nothing else ran", result.quiet_seconds / 60)
         row(result, "minutes of processor", both.cpu_seconds / 60)
     for seed in dict.fromkeys(result.seed for result in results):
         of = {result.run: result for result in results if result.seed == seed}

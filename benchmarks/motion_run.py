@@ -28,11 +28,14 @@ OTHER_SEED = 1_000_000  # of what is asked about
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many pictures and clips of each kind are learned from, and how many of each are asked about."""
+    """How many pictures and clips of each kind are learned from, and how many are asked about for each of `sources` of clips; with
+    `blank`, in grey too."""
 
     pictures: int
     clips: dict[ClipKind, int]
     asked: int
+    sources: tuple[str, ...] = tuple(QUESTIONS)
+    blank: bool = True
 
 
 def draw(out: Path, seed: int, tuning: bool, sizes: Sizes) -> None:
@@ -46,10 +49,12 @@ def draw(out: Path, seed: int, tuning: bool, sizes: Sizes) -> None:
         write_clips(out / "train", kind, clips(learned, kind, sizes.clips[kind], seed), learned)
     write_spelling(out / "train")
     write_pictures(out / "held_out", "name", scenes(asked, "name", sizes.asked, seed + OTHER_SEED), asked)
-    for source, (kind, question) in QUESTIONS.items():
+    for source in sizes.sources:
+        kind, question = QUESTIONS[source]
         questions = clips(asked, kind, sizes.asked, seed + OTHER_SEED)
         write_clips(out / "held_out", source, questions, asked, question)
-        write_clips(out / "held_out", f"blank_{source}", questions, asked, question, blank=True)
+        if sizes.blank:
+            write_clips(out / "held_out", f"blank_{source}", questions, asked, question, blank=True)
     done.write_text(f"seed {seed}, {'tuning' if tuning else 'held-out'} originals, {sizes}\n", "utf-8")
 
 
@@ -62,13 +67,13 @@ class Corpus:
     words: Path
 
 
-def curate(line: Keeper) -> Corpus:
-    """The datasets and the tokenizer of what `draw` drew."""
+def curate(line: Keeper, asked: str = "held_out") -> Corpus:
+    """The datasets and the tokenizer of what `draw` drew. asked: the recipe of what is asked about."""
     train, held_out, words = line.out / "curated", line.out / "curated_held_out", line.out / "tokenizer"
     line.once("curate texts", "curate", HERE / "train.yaml", "--run", train, "--until", "compose")
     line.once("tokenizer", "tokenizer", train, "--out", words, "--vocab-size", VOCABULARY)
     line.once("curate", "curate", HERE / "train.yaml", "--run", train)
-    line.once("curate held_out", "curate", HERE / "held_out.yaml", "--run", held_out)
+    line.once("curate held_out", "curate", HERE / f"{asked}.yaml", "--run", held_out)
     return Corpus(train / "dataset", held_out / "dataset", words)
 
 

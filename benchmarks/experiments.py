@@ -1,0 +1,174 @@
+"""The VideoLLaMA3 report's claims in miniature, on digits in motion: as it comes out, no goal to be reached (docs/experiments.md).
+
+python -m benchmarks.experiments [--seeds 1 2 3] [--together 2]      everything that is not done yet, seed by seed, then the table
+python -m benchmarks.experiments --arm scratch --seed 1              one arm, and what it needs that is not done yet
+python -m benchmarks.experiments --table                             the table of what is done
+
+after_images   clips, from the weights of an image stage: the arm that all others are held against. Captions are right, compression is on.
+scratch        the same clips and steps, from random numbers.
+scratch_time   likewise, for as long as image stage and after_images take together.
+full           after_images without compression, at equal steps.
+full_time      likewise, for as long as after_images takes.
+dirty          a third of the captions wrong, copies planted; as many records and steps as after_images.
+curated        the dirty corpus, curated; as many steps.
+
+An arm's result is a line of <out>/results.jsonl. A command that has ended is not run again, one that was killed is begun anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from benchmarks.digits_line import Keeper, lines_of, quiet_seconds
+from benchmarks.experiments_dirt import SOURCES, hear, keys_of, plant
+from benchmarks.experiments_table import table
+from benchmarks.motion_data import ClipKind
+from benchmarks.motion_run import HERE, Corpus, Sizes, config_of, curate, draw, scores_of
+
+Arm = Literal["after_images", "scratch", "scratch_time", "full", "full_time", "dirty", "curated"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+SEEDS = (1, 2, 3)
+ASKED = ("clip_name", "way", "order")
+SIZES = Sizes(4_000, {"moves": 3_000, "order": 3_000, "changes": 4}, 240, ASKED, blank=False)
+STEPS = 600  # of clips
+PICTURE_STEPS = 500
+MIXTURE = {"sources": {"moves": 1, "order": 1}}  # clips alone: no arm sees pictures while it learns clips
+STEP = {"packs": 2}
+
+
+class Seed:
+    """The arms of one seed in its folder: they share corpus and image stage."""
+
+    def __init__(self, seed: int, out: Path, threads: int, steps: int, picture_steps: int, sizes: Sizes) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.seed, self.line = seed, Keeper(out, threads)
+        self.steps, self.picture_steps = steps, picture_steps
+        draw(out, seed, False, sizes)
+        self.corpus: Corpus = curate(self.line, "asked")
+
+    def arm(self, name: Arm) -> dict[str, Any]:
+        """What is to be told of an arm, once it is trained and asked."""
+        by_name: dict[Arm, Callable[[], Path]] = {
+            "after_images": lambda: self._trained("after_images", self.steps, self._pictures()),
+            "scratch": lambda: self._trained("scratch", self.steps, None),
+            "scratch_time": lambda: self._trained("scratch_time", self._steps_for_all(), None),
+            "full": lambda: self._trained("full", self.steps, self._pictures(), compress=False),
+            "full_time": lambda: self._trained("full_time", self._steps_in_time("full"), self._pictures(), compress=False),
+            "dirty": self._dirty,
+            "curated": self._curated,
+        }
+        weights = by_name[name]()
+        scores = scores_of(self.line.ask(name, weights, self.corpus.held_out))
+        cost = self.line.costs()[f"train {name}"]
+        steps = {"steps": yaml.safe_load((self.line.out / f"{name}.yaml").read_text("utf-8"))["stages"][1]["steps"]}
+        found = self.line.out / "found.json"
+        more = {"found": json.loads(found.read_text("utf-8"))} if name == "curated" else {}
+        return {
+            "arm": name,
+            "seed": self.seed,
+            **steps,
+            **asdict(cost),
+            "quiet_seconds": round(self._takes(name), 1),
+            "scores": scores,
+            **more,
+        }
+
+    def _pictures(self) -> Path:
+        config = config_of("pictures", self.seed, steps=self.picture_steps)
+        return self.line.train("pictures", config, self.corpus.train, self.corpus.words)
+
+    def _trained(self, name: Arm, steps: int, start: Path | None, data: Path | None = None, compress: bool = True) -> Path:
+        config = config_of("clips", self.seed, start, steps, compress=compress, mixture=MIXTURE, step=STEP)
+        if start is None:
+            config["model"] = config_of("pictures", self.seed)["model"]
+        return self.line.train(name, config, data or self.corpus.train, self.corpus.words)
+
+    def _takes(self, name: str) -> float:
+        return quiet_seconds(self.line.out / name)
+
+    def _steps_for_all(self) -> int:
+        """Steps from random numbers in the time of image stage and clips together."""
+        self.arm("after_images")
+        return round(self.steps * (self._takes("pictures") + self._takes("after_images")) / self._takes("after_images"))
+
+    def _steps_in_time(self, slower: Arm) -> int:
+        """Steps of a slower arm in the time of after_images."""
+        self.arm("after_images")
+        self.arm(slower)
+        return round(self.steps * self._takes("after_images") / self._takes(slower))
+
+    def _dirty(self) -> Path:
+        for source in SOURCES:
+            plant(self.line.out / "train", source, self.seed)
+        run = self.line.out / "curated_dirty"
+        self.line.once("curate dirty", "curate", HERE / "dirty.yaml", "--run", run)
+        return self._trained("dirty", self.steps, self._pictures(), run / "dataset")
+
+    def _curated(self) -> Path:
+        """The rule's model is the dirty arm itself: nothing clean has been seen but the pictures of the image stage."""
+        data = self.line.out / "curated_dirty" / "dataset"
+        answers = list(lines_of(self.line.ask("heard", self._dirty(), data)))
+        keys = keys_of(data)
+        found: dict[str, Any] = {source: asdict(hear(self.line.out / "train", source, answers, keys)) for source in SOURCES}
+        run = self.line.out / "curated_again"
+        self.line.once("curate again", "curate", HERE / "curated.yaml", "--run", run)
+        found["records"] = len(keys_of(run / "dataset"))
+        (self.line.out / "found.json").write_text(json.dumps(found), "utf-8")
+        return self._trained("curated", self.steps, self._pictures(), run / "dataset")
+
+
+def done(out: Path) -> list[dict[str, Any]]:
+    """The results that are there."""
+    results = out / "results.jsonl"
+    return list(lines_of(results)) if results.is_file() else []
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--arm", choices=ARMS, help="this one alone")
+    arguments.add_argument("--seed", type=int, help="this one alone")
+    arguments.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    arguments.add_argument("--table", action="store_true")
+    arguments.add_argument("--steps", type=int, default=STEPS, help="of clips")
+    arguments.add_argument("--picture-steps", type=int, default=PICTURE_STEPS)
+    arguments.add_argument("--clips", type=int, default=SIZES.clips["moves"], help="of each kind; fewer to try the harness")
+    arguments.add_argument("--threads", type=int, default=1, help="of torch in a run")
+    arguments.add_argument("--together", type=int, default=1, help="seeds side by side")
+    arguments.add_argument("--out", type=Path, default=Path("runs/experiments"))
+    given = arguments.parse_args()
+    if given.table:
+        print(table(done(given.out)))
+        return
+    seeds: Sequence[int] = given.seeds if given.seed is None else (given.seed,)
+    arms = ARMS if given.arm is None else (given.arm,)
+    share = given.clips / SIZES.clips["moves"]
+    few: dict[ClipKind, int] = {"moves": given.clips, "order": given.clips, "changes": 4}
+    sizes = Sizes(int(SIZES.pictures * share), few, max(10, int(SIZES.asked * min(1, share))), ASKED, blank=False)
+
+    def do(seed: int) -> None:
+        known = {(one["arm"], one["seed"]) for one in done(given.out)}
+        waiting = [arm for arm in arms if (arm, seed) not in known]
+        if not waiting:
+            return
+        of_seed = Seed(seed, given.out / str(seed), given.threads, given.steps, given.picture_steps, sizes)
+        for arm in waiting:
+            result = json.dumps(of_seed.arm(arm))
+            with (given.out / "results.jsonl").open("a", encoding="utf-8") as file:
+                file.write(result + "\n")
+            print(result, flush=True)
+
+    with ThreadPoolExecutor(given.together) as pool:
+        list(pool.map(do, seeds))
+    print(table(done(given.out)))
+
+
+if __name__ == "__main__":
+    main()
