@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv quickstart test lint bench clean
+.PHONY: venv quickstart test lint bench experiments clean
 
 venv: $(VENV)/.made
 
@@ -28,6 +28,10 @@ lint: $(VENV)/.made
 # make bench NAME=shards
 bench: $(VENV)/.made
 	$(BIN)/python -m benchmarks.$(NAME)
+
+# what came out is in docs/experiments.md; a run that was stopped goes on
+experiments: $(VENV)/.made
+	$(BIN)/python -m benchmarks.experiments --together 2
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs/quickstart

@@ -26,10 +26,10 @@ FPS = 2  # what a clip's states are told by; the file has every state FILE_FRAME
 FILE_FRAMES = 2
 
 _FRAMES = (5, 7)
-_CANVAS = (60, 76)  # least and greatest width and height, pixels
-_SIDE = (28, 38)
-_STRIDE = (11, 18)  # pixels a digit moves at once: below half of the canvas, or left could as well be right
-_MOVES = (2, 3)
+_CANVAS = 70  # width and height, pixels: five patches
+_SIDE = (24, 31)
+_STRIDE = 14  # pixels a digit moves at once: below half of the canvas, or left could as well be right
+_MOVES = (3, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,10 @@ class AskedClip:
 
 
 def clips(found: Originals, kind: ClipKind, count: int, seed: int) -> list[AskedClip]:
-    """`count` clips of a kind. Sizes, places, grounds and times are drawn without looking at labels, at the way or at each other.
+    """`count` clips of a kind, _CANVAS pixels wide and high. Sizes of digits, places, grounds and times are drawn without looking at labels
+    or at the way.
 
-    moves    one digit, which goes one way by two or three strides of one length and rests between: `name`, `way`.
+    moves    one digit, which goes one way by three or four strides and rests between: `name`, `way`.
     order    two digits that differ, one after the other: `order`.
     changes  one to four digits, never two equal in a row, as many clips of each number: `changes` (how often), `order`.
 
@@ -77,42 +78,41 @@ def clips(found: Originals, kind: ClipKind, count: int, seed: int) -> list[Asked
 
 def _moving(found: Originals, original: int, number: int, random: np.random.Generator) -> AskedClip:
     way = list(WAYS)[number % len(WAYS)]
-    width, height, side, frames = _sizes(random)
-    left, top = int(random.integers(width)), int(random.integers(height))
-    stride = int(random.integers(_STRIDE[0], _STRIDE[1] + 1))
+    side, frames = _sizes(random)
+    left, top = (int(at) for at in random.integers(_CANVAS, size=2))
     moved = np.isin(np.arange(frames - 1), random.choice(frames - 1, int(random.integers(_MOVES[0], _MOVES[1] + 1)), replace=False))
     spots = [Placed(original, left, top, side)]
     for strides in np.cumsum(moved).tolist():
-        across, down = (stride * strides * part for part in WAYS[way])
-        spots.append(Placed(original, (left + across) % width, (top + down) % height, side))
+        across, down = (_STRIDE * strides * part for part in WAYS[way])
+        spots.append(Placed(original, (left + across) % _CANVAS, (top + down) % _CANVAS, side))
     label = int(found.labels[original])
-    return AskedClip("moves", _clip(width, height, spots, random), (label,), {"name": str(label), "way": way})
+    return AskedClip("moves", _clip(spots, random), (label,), {"name": str(label), "way": way})
 
 
 def _shown(found: Originals, kind: ClipKind, first: int, number: int, random: np.random.Generator) -> AskedClip:
     changes = 1 if kind == "order" else number % (MOST_CHANGES + 1)
-    width, height, side, frames = _sizes(random)
+    side, frames = _sizes(random)
     chosen = [first]
     while len(chosen) <= changes:
         other = int(random.integers(len(found.labels)))
         if found.labels[other] != found.labels[chosen[-1]]:
             chosen.append(other)
-    places = [Placed(o, int(random.integers(width - side + 1)), int(random.integers(height - side + 1)), side) for o in chosen]
+    room = _CANVAS - side + 1
+    places = [Placed(o, int(random.integers(room)), int(random.integers(room)), side) for o in chosen]
     changed = np.isin(np.arange(frames - 1), random.choice(frames - 1, changes, replace=False))
     spots = [places[at] for at in (0, *np.cumsum(changed).tolist())]
     labels = tuple(int(found.labels[o]) for o in chosen)
     answers = {"changes": str(changes)} if kind == "changes" else {}
-    return AskedClip(kind, _clip(width, height, spots, random), labels, {**answers, "order": "".join(map(str, labels))})
+    return AskedClip(kind, _clip(spots, random), labels, {**answers, "order": "".join(map(str, labels))})
 
 
-def _sizes(random: np.random.Generator) -> tuple[int, int, int, int]:
-    """width, height, side of the digit, states. Even sizes: what players and codecs expect."""
-    width, height = (2 * int(n) for n in random.integers(_CANVAS[0] // 2, _CANVAS[1] // 2 + 1, 2))
-    return width, height, int(random.integers(_SIDE[0], _SIDE[1] + 1)), int(random.integers(_FRAMES[0], _FRAMES[1] + 1))
+def _sizes(random: np.random.Generator) -> tuple[int, int]:
+    """Side of the digit, states."""
+    return int(random.integers(_SIDE[0], _SIDE[1] + 1)), int(random.integers(_FRAMES[0], _FRAMES[1] + 1))
 
 
-def _clip(width: int, height: int, spots: Sequence[Placed], random: np.random.Generator) -> Clip:
-    return Clip(width, height, int(random.integers(2**31)), tuple(spots))
+def _clip(spots: Sequence[Placed], random: np.random.Generator) -> Clip:
+    return Clip(_CANVAS, _CANVAS, int(random.integers(2**31)), tuple(spots))
 
 
 def frames_of(clip: Clip, found: Originals) -> np.ndarray:
