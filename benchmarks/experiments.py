@@ -38,10 +38,9 @@ ARMS: tuple[Arm, ...] = get_args(Arm)
 SEEDS = (1, 2, 3)
 ASKED = ("clip_name", "way", "order")
 SIZES = Sizes(4_000, {"moves": 3_000, "order": 3_000, "changes": 4}, 240, ASKED, blank=False)
-STEPS = 600  # of clips
+STEPS = 500  # of clips
 PICTURE_STEPS = 500
 MIXTURE = {"sources": {"moves": 1, "order": 1}}  # clips alone: no arm sees pictures while it learns clips
-STEP = {"packs": 2}
 
 
 class Seed:
@@ -86,7 +85,7 @@ class Seed:
         return self.line.train("pictures", config, self.corpus.train, self.corpus.words)
 
     def _trained(self, name: Arm, steps: int, start: Path | None, data: Path | None = None, compress: bool = True) -> Path:
-        config = config_of("clips", self.seed, start, steps, compress=compress, mixture=MIXTURE, step=STEP)
+        config = config_of("clips", self.seed, start, steps, compress=compress, mixture=MIXTURE)
         if start is None:
             config["model"] = config_of("pictures", self.seed)["model"]
         return self.line.train(name, config, data or self.corpus.train, self.corpus.words)

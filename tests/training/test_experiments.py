@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks.digits_data import talk
 from benchmarks.digits_line import Keeper, lines_of, quiet_seconds
-from benchmarks.experiments import ARMS, MIXTURE, STEP
+from benchmarks.experiments import ARMS, MIXTURE
 from benchmarks.experiments_dirt import COPIES, SOURCES, WRONG, hear, plant
 from benchmarks.experiments_table import ORDER, spread, table
 from benchmarks.motion_run import HERE, config_of
@@ -107,7 +107,7 @@ def test_configs_and_recipes_are_valid(tmp_path: Path, monkeypatch: pytest.Monke
             listed.touch()
         load_recipe(HERE / f"{name}.yaml")
     TrainingConfig.model_validate(config_of("pictures", 1, steps=5))
-    clips = TrainingConfig.model_validate(config_of("clips", 2, Path("weights"), 7, compress=False, mixture=MIXTURE, step=STEP))
+    clips = TrainingConfig.model_validate(config_of("clips", 2, Path("weights"), 7, compress=False, mixture=MIXTURE))
     assert (clips.seed, clips.model.path, clips.stages[1].steps, clips.stages[1].compress) == (2, "weights", 7, False)
     assert set(clips.stages[1].mixture.sources or {}) == set(SOURCES)
 
