@@ -73,11 +73,11 @@ class Keeper(Line):
         return {one["name"]: Cost(one["seconds"], one["cpu_seconds"]) for one in found}
 
     def train(self, name: str, config: Mapping[str, Any], data: Path, words: Path) -> Path:
-        """Weights of the one stage of `config`, which is kept as <name>.yaml."""
+        """Weights of the last stage of `config`, which is kept as <name>.yaml."""
         written, trained = self.out / f"{name}.yaml", self.out / name
         written.write_text(yaml.safe_dump(dict(config), sort_keys=False), "utf-8")
         self.once(f"train {name}", "train", written, "--dataset", data, "--tokenizer", words, "--out", trained)
-        return trained / "checkpoints" / "stage1" / "final"
+        return trained / "checkpoints" / f"stage{max(config['stages'])}" / "final"
 
     def ask(self, name: str, weights: Path, data: Path) -> Path:
         """The file of answers about everything in `data`."""
@@ -88,9 +88,13 @@ class Keeper(Line):
 
 
 def quiet_seconds(trained: Path) -> float:
-    """Of a training's steps as if nothing else had run on the machine: their number times the tenth part's quickest, from its metrics."""
-    steps = [one["seconds"] for one in lines_of(trained / "metrics.jsonl") if one["kind"] == "step"]
-    return len(steps) * float(np.quantile(steps, 0.1))
+    """Of a training's steps as if nothing else had run on the machine: for each stage their number times the 10 % quantile of their
+    seconds, from its metrics."""
+    stages: dict[int, list[float]] = {}
+    for one in lines_of(trained / "metrics.jsonl"):
+        if one["kind"] == "step":
+            stages.setdefault(one["stage"], []).append(one["seconds"])
+    return sum(len(steps) * float(np.quantile(steps, 0.1)) for steps in stages.values())
 
 
 def timed(seconds: dict[str, float], name: str, work: Callable[[], T]) -> T:

@@ -30,44 +30,41 @@ import yaml
 from benchmarks.digits_line import Keeper, lines_of, quiet_seconds
 from benchmarks.experiments_dirt import SOURCES, hear, keys_of, plant
 from benchmarks.experiments_table import table
-from benchmarks.motion_data import ClipKind
 from benchmarks.motion_run import HERE, Corpus, Sizes, config_of, curate, draw, scores_of
 
 Arm = Literal["after_images", "scratch", "scratch_time", "full", "full_time", "dirty", "curated"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 SEEDS = (1, 2, 3)
 ASKED = ("clip_name", "way", "order")
-SIZES = Sizes(4_000, {"moves": 3_000, "order": 3_000, "changes": 4}, 240, ASKED, blank=False)
-STEPS = 500  # of clips
-PICTURE_STEPS = 500
-MIXTURE = {"sources": {"moves": 1, "order": 1}}  # clips alone: no arm sees pictures while it learns clips
+SIZES = Sizes(4_000, {"way": 2_500, "moves": 1_500, "order": 2_500, "changes": 4}, 240, ASKED, blank=False)
 
 
 class Seed:
     """The arms of one seed in its folder: they share corpus and image stage."""
 
-    def __init__(self, seed: int, out: Path, threads: int, steps: int, picture_steps: int, sizes: Sizes) -> None:
+    def __init__(self, seed: int, out: Path, threads: int, times: float, sizes: Sizes) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.seed, self.line = seed, Keeper(out, threads)
-        self.steps, self.picture_steps = steps, picture_steps
+        self.times = times
         draw(out, seed, False, sizes)
         self.corpus: Corpus = curate(self.line, "asked")
 
     def arm(self, name: Arm) -> dict[str, Any]:
         """What is to be told of an arm, once it is trained and asked."""
         by_name: dict[Arm, Callable[[], Path]] = {
-            "after_images": lambda: self._trained("after_images", self.steps, self._pictures()),
-            "scratch": lambda: self._trained("scratch", self.steps, None),
-            "scratch_time": lambda: self._trained("scratch_time", self._steps_for_all(), None),
-            "full": lambda: self._trained("full", self.steps, self._pictures(), compress=False),
-            "full_time": lambda: self._trained("full_time", self._steps_in_time("full"), self._pictures(), compress=False),
+            "after_images": lambda: self._trained("after_images", 1, self._pictures()),
+            "scratch": lambda: self._trained("scratch", 1, None),
+            "scratch_time": lambda: self._trained("scratch_time", self._times_for_all(), None),
+            "full": lambda: self._trained("full", 1, self._pictures(), compress=False),
+            "full_time": lambda: self._trained("full_time", self._times_of("full"), self._pictures(), compress=False),
             "dirty": self._dirty,
             "curated": self._curated,
         }
         weights = by_name[name]()
         scores = scores_of(self.line.ask(name, weights, self.corpus.held_out))
         cost = self.line.costs()[f"train {name}"]
-        steps = {"steps": yaml.safe_load((self.line.out / f"{name}.yaml").read_text("utf-8"))["stages"][1]["steps"]}
+        stages = yaml.safe_load((self.line.out / f"{name}.yaml").read_text("utf-8"))["stages"]
+        steps = {"steps": sum(stage["steps"] for stage in stages.values())}
         found = self.line.out / "found.json"
         more = {"found": json.loads(found.read_text("utf-8"))} if name == "curated" else {}
         return {
@@ -81,11 +78,11 @@ class Seed:
         }
 
     def _pictures(self) -> Path:
-        config = config_of("pictures", self.seed, steps=self.picture_steps)
+        config = config_of("pictures", self.seed, times=self.times)
         return self.line.train("pictures", config, self.corpus.train, self.corpus.words)
 
-    def _trained(self, name: Arm, steps: int, start: Path | None, data: Path | None = None, compress: bool = True) -> Path:
-        config = config_of("clips", self.seed, start, steps, compress=compress, mixture=MIXTURE)
+    def _trained(self, name: Arm, times: float, start: Path | None, data: Path | None = None, compress: bool = True) -> Path:
+        config = config_of("clips_alone", self.seed, start, self.times * times, compress=compress)
         if start is None:
             config["model"] = config_of("pictures", self.seed)["model"]
         return self.line.train(name, config, data or self.corpus.train, self.corpus.words)
@@ -93,23 +90,23 @@ class Seed:
     def _takes(self, name: str) -> float:
         return quiet_seconds(self.line.out / name)
 
-    def _steps_for_all(self) -> int:
-        """Steps from random numbers in the time of image stage and clips together."""
+    def _times_for_all(self) -> float:
+        """As many times the steps of clips as take, from random numbers, the time of image stage and clips together."""
         self.arm("after_images")
-        return round(self.steps * (self._takes("pictures") + self._takes("after_images")) / self._takes("after_images"))
+        return (self._takes("pictures") + self._takes("after_images")) / self._takes("after_images")
 
-    def _steps_in_time(self, slower: Arm) -> int:
-        """Steps of a slower arm in the time of after_images."""
+    def _times_of(self, slower: Arm) -> float:
+        """The part of a slower arm's steps that takes the time of after_images."""
         self.arm("after_images")
         self.arm(slower)
-        return round(self.steps * self._takes("after_images") / self._takes(slower))
+        return self._takes("after_images") / self._takes(slower)
 
     def _dirty(self) -> Path:
         for source in SOURCES:
             plant(self.line.out / "train", source, self.seed)
         run = self.line.out / "curated_dirty"
         self.line.once("curate dirty", "curate", HERE / "dirty.yaml", "--run", run)
-        return self._trained("dirty", self.steps, self._pictures(), run / "dataset")
+        return self._trained("dirty", 1, self._pictures(), run / "dataset")
 
     def _curated(self) -> Path:
         """The rule's model is the dirty arm itself: nothing clean has been seen but the pictures of the image stage."""
@@ -121,7 +118,7 @@ class Seed:
         self.line.once("curate again", "curate", HERE / "curated.yaml", "--run", run)
         found["records"] = len(keys_of(run / "dataset"))
         (self.line.out / "found.json").write_text(json.dumps(found), "utf-8")
-        return self._trained("curated", self.steps, self._pictures(), run / "dataset")
+        return self._trained("curated", 1, self._pictures(), run / "dataset")
 
 
 def done(out: Path) -> list[dict[str, Any]]:
@@ -136,9 +133,8 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, help="this one alone")
     arguments.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments.add_argument("--table", action="store_true")
-    arguments.add_argument("--steps", type=int, default=STEPS, help="of clips")
-    arguments.add_argument("--picture-steps", type=int, default=PICTURE_STEPS)
-    arguments.add_argument("--clips", type=int, default=SIZES.clips["moves"], help="of each kind; fewer to try the harness")
+    arguments.add_argument("--times", type=float, default=1.0, help="part of all steps, to try the harness")
+    arguments.add_argument("--share", type=float, default=1.0, help="part of all pictures and clips, to try the harness")
     arguments.add_argument("--threads", type=int, default=1, help="of torch in a run")
     arguments.add_argument("--together", type=int, default=1, help="seeds side by side")
     arguments.add_argument("--out", type=Path, default=Path("runs/experiments"))
@@ -148,16 +144,15 @@ def main() -> None:
         return
     seeds: Sequence[int] = given.seeds if given.seed is None else (given.seed,)
     arms = ARMS if given.arm is None else (given.arm,)
-    share = given.clips / SIZES.clips["moves"]
-    few: dict[ClipKind, int] = {"moves": given.clips, "order": given.clips, "changes": 4}
-    sizes = Sizes(int(SIZES.pictures * share), few, max(10, int(SIZES.asked * min(1, share))), ASKED, blank=False)
+    few = {source: max(4, round(count * given.share)) for source, count in SIZES.clips.items()}
+    sizes = Sizes(round(SIZES.pictures * given.share), few, max(10, round(SIZES.asked * given.share)), ASKED, blank=False)
 
     def do(seed: int) -> None:
         known = {(one["arm"], one["seed"]) for one in done(given.out)}
         waiting = [arm for arm in arms if (arm, seed) not in known]
         if not waiting:
             return
-        of_seed = Seed(seed, given.out / str(seed), given.threads, given.steps, given.picture_steps, sizes)
+        of_seed = Seed(seed, given.out / str(seed), given.threads, given.times, sizes)
         for arm in waiting:
             result = json.dumps(of_seed.arm(arm))
             with (given.out / "results.jsonl").open("a", encoding="utf-8") as file:

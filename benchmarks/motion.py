@@ -25,7 +25,7 @@ from benchmarks.motion_run import Sizes, config_of, curate, draw, kept, scores_o
 Run = Literal["on", "off"]
 RUNS: tuple[Run, ...] = get_args(Run)
 SEEDS = (1, 2)
-SIZES = Sizes(pictures=6_000, clips={"moves": 6_000, "order": 4_000, "changes": 3_000}, asked=360)
+SIZES = Sizes(pictures=6_000, clips={"way": 4_000, "moves": 3_000, "order": 4_000, "changes": 2_500}, asked=360)
 MINUTES = 10
 GOALS = {"clip_name": 0.90, "order": 0.80, "way": 0.90, "name": 0.85}
 APART = 0.03  # of compression on and off, at most

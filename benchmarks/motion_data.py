@@ -25,11 +25,11 @@ MOST_CHANGES = 3
 FPS = 2  # what a clip's states are told by; the file has every state FILE_FRAMES times
 FILE_FRAMES = 2
 
-_FRAMES = (5, 7)
+_FRAMES = (6, 7)
 _CANVAS = 70  # width and height, pixels: five patches
-_SIDE = (24, 31)
+_SIDE: dict[ClipKind, tuple[int, int]] = {"moves": (24, 31), "order": (28, 38), "changes": (28, 38)}
 _STRIDE = 14  # pixels a digit moves at once: below half of the canvas, or left could as well be right
-_MOVES = (3, 4)
+_MOVES = (4, 5)  # of a clip, one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def clips(found: Originals, kind: ClipKind, count: int, seed: int) -> list[Asked
     """`count` clips of a kind, _CANVAS pixels wide and high. Sizes of digits, places, grounds and times are drawn without looking at labels
     or at the way.
 
-    moves    one digit, which goes one way by three or four strides and rests between: `name`, `way`.
+    moves    one digit, which goes one way by four or five strides in a row and rests before and after: `name`, `way`.
     order    two digits that differ, one after the other: `order`.
     changes  one to four digits, never two equal in a row, as many clips of each number: `changes` (how often), `order`.
 
@@ -78,9 +78,11 @@ def clips(found: Originals, kind: ClipKind, count: int, seed: int) -> list[Asked
 
 def _moving(found: Originals, original: int, number: int, random: np.random.Generator) -> AskedClip:
     way = list(WAYS)[number % len(WAYS)]
-    side, frames = _sizes(random)
+    side, frames = _sizes("moves", random)
     left, top = (int(at) for at in random.integers(_CANVAS, size=2))
-    moved = np.isin(np.arange(frames - 1), random.choice(frames - 1, int(random.integers(_MOVES[0], _MOVES[1] + 1)), replace=False))
+    moves = int(random.integers(_MOVES[0], _MOVES[1] + 1))
+    first = int(random.integers(frames - moves))
+    moved = (np.arange(frames - 1) >= first) & (np.arange(frames - 1) < first + moves)
     spots = [Placed(original, left, top, side)]
     for strides in np.cumsum(moved).tolist():
         across, down = (_STRIDE * strides * part for part in WAYS[way])
@@ -91,7 +93,7 @@ def _moving(found: Originals, original: int, number: int, random: np.random.Gene
 
 def _shown(found: Originals, kind: ClipKind, first: int, number: int, random: np.random.Generator) -> AskedClip:
     changes = 1 if kind == "order" else number % (MOST_CHANGES + 1)
-    side, frames = _sizes(random)
+    side, frames = _sizes(kind, random)
     chosen = [first]
     while len(chosen) <= changes:
         other = int(random.integers(len(found.labels)))
@@ -106,9 +108,9 @@ def _shown(found: Originals, kind: ClipKind, first: int, number: int, random: np
     return AskedClip(kind, _clip(spots, random), labels, {**answers, "order": "".join(map(str, labels))})
 
 
-def _sizes(random: np.random.Generator) -> tuple[int, int]:
+def _sizes(kind: ClipKind, random: np.random.Generator) -> tuple[int, int]:
     """Side of the digit, states."""
-    return int(random.integers(_SIDE[0], _SIDE[1] + 1)), int(random.integers(_FRAMES[0], _FRAMES[1] + 1))
+    return int(random.integers(_SIDE[kind][0], _SIDE[kind][1] + 1)), int(random.integers(_FRAMES[0], _FRAMES[1] + 1))
 
 
 def _clip(spots: Sequence[Placed], random: np.random.Generator) -> Clip:

@@ -23,16 +23,19 @@ QUESTIONS: dict[str, tuple[ClipKind, str]] = {
     "order": ("order", "order"),
     "changes": ("changes", "changes"),
 }
+# likewise of what is learned from; "": all that a clip answers
+LEARNED: dict[str, tuple[ClipKind, str]] = {"way": ("moves", "way"), **{kind: (kind, "") for kind in CLIP_KINDS}}
 OTHER_SEED = 1_000_000  # of what is asked about
+WAY_SEED = 500_000  # of the clips that teach the way alone
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many pictures and clips of each kind are learned from, and how many are asked about for each of `sources` of clips; with
+    """How many pictures and clips of each source are learned from, and how many are asked about for each of `sources` of clips; with
     `blank`, in grey too."""
 
     pictures: int
-    clips: dict[ClipKind, int]
+    clips: dict[str, int]
     asked: int
     sources: tuple[str, ...] = tuple(QUESTIONS)
     blank: bool = True
@@ -45,8 +48,9 @@ def draw(out: Path, seed: int, tuning: bool, sizes: Sizes) -> None:
         return
     learned, asked = originals("train", tuning), originals("tune" if tuning else "held_out")
     write_pictures(out / "train", "name", scenes(learned, "name", sizes.pictures, seed), learned)
-    for kind in CLIP_KINDS:
-        write_clips(out / "train", kind, clips(learned, kind, sizes.clips[kind], seed), learned)
+    for source, (kind, question) in LEARNED.items():
+        drawn = clips(learned, kind, sizes.clips[source], seed + (WAY_SEED if source == "way" else 0))
+        write_clips(out / "train", source, drawn, learned, question)
     write_spelling(out / "train")
     write_pictures(out / "held_out", "name", scenes(asked, "name", sizes.asked, seed + OTHER_SEED), asked)
     for source in sizes.sources:
@@ -77,14 +81,15 @@ def curate(line: Keeper, asked: str = "held_out") -> Corpus:
     return Corpus(train / "dataset", held_out / "dataset", words)
 
 
-def config_of(name: str, seed: int, start: Path | None = None, steps: int | None = None, **changes: Any) -> dict[str, Any]:
-    """benchmarks/motion/<name>.yaml with the run's seed. start: weights to begin with instead of random numbers; steps, changes: of its
-    one stage."""
+def config_of(name: str, seed: int, start: Path | None = None, times: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """benchmarks/motion/<name>.yaml with the run's seed. start: weights to begin with instead of random numbers; times: what the steps of
+    its stages are multiplied by; changes: of every stage."""
     config: dict[str, Any] = yaml.safe_load((HERE / f"{name}.yaml").read_text("utf-8"))
     config["seed"] = seed
     if start is not None:
         config["model"] = {"preset": "hf", "path": str(start)}
-    config["stages"][1].update(changes, **({} if steps is None else {"steps": steps}))
+    for stage in config["stages"].values():
+        stage.update(changes, steps=max(1, round(stage["steps"] * times)))
     return config
 
 
@@ -93,7 +98,7 @@ def scores_of(answers: Path) -> dict[str, float]:
     return {source: round(share, 4) for source, share in right_by_source(lines_of(answers)).items()}
 
 
-def kept(data: Path, sources: tuple[str, ...] = CLIP_KINDS) -> float:
+def kept(data: Path, sources: tuple[str, ...] = tuple(LEARNED)) -> float:
     """Share of the visual tokens of clips that compression keeps in a dataset, by its index."""
     visual = left = 0
     for index in sorted(data.glob("v-*/*.parquet")):

@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks.digits_data import talk
 from benchmarks.digits_line import Keeper, lines_of, quiet_seconds
-from benchmarks.experiments import ARMS, MIXTURE
+from benchmarks.experiments import ARMS
 from benchmarks.experiments_dirt import COPIES, SOURCES, WRONG, hear, plant
 from benchmarks.experiments_table import ORDER, spread, table
 from benchmarks.motion_run import HERE, config_of
@@ -88,7 +88,7 @@ def test_a_command_that_ended_is_not_run_again(tmp_path: Path) -> None:
 
 def test_a_quiet_machine_is_guessed_from_the_quickest_steps(tmp_path: Path) -> None:
     seconds = [0.1] * 20 + [5.0] * 80
-    lines = [json.dumps({"kind": "step", "seconds": s}) for s in seconds] + [json.dumps({"kind": "evaluation"})]
+    lines = [json.dumps({"kind": "step", "stage": 1, "seconds": s}) for s in seconds] + [json.dumps({"kind": "evaluation"})]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines), "utf-8")
     assert quiet_seconds(tmp_path) == pytest.approx(10.0)
 
@@ -106,10 +106,13 @@ def test_configs_and_recipes_are_valid(tmp_path: Path, monkeypatch: pytest.Monke
             listed.parent.mkdir(exist_ok=True)
             listed.touch()
         load_recipe(HERE / f"{name}.yaml")
-    TrainingConfig.model_validate(config_of("pictures", 1, steps=5))
-    clips = TrainingConfig.model_validate(config_of("clips", 2, Path("weights"), 7, compress=False, mixture=MIXTURE))
-    assert (clips.seed, clips.model.path, clips.stages[1].steps, clips.stages[1].compress) == (2, "weights", 7, False)
-    assert set(clips.stages[1].mixture.sources or {}) == set(SOURCES)
+    TrainingConfig.model_validate(config_of("pictures", 1, times=0.01))
+    for name in ("clips", "clips_alone"):
+        given = TrainingConfig.model_validate(config_of(name, 2, Path("weights"), 0.1, compress=False))
+        assert (given.seed, given.model.path) == (2, "weights")
+        assert [stage.compress for stage in given.stages.values()] == [False, False]
+        assert given.stages[1].steps in (40, 45)
+    assert set(given.stages[2].mixture.sources or {}) == set(SOURCES)
 
 
 def test_the_table_has_mean_and_spread_of_each_arm() -> None:
