@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+import configs
 from shards.errors import ConfigError, FoveaError, InfrastructureError, ProfileError, ShardError
-from shards.tokenizer import train_tokenizer
+from shards.reader import Dataset
+from shards.tokenizer import load_tokenizer, tokenizer_digest, train_tokenizer
 from tests.training import small_dataset
 from tests.training.hand_launch import CONFIG
 from training import preflight
@@ -53,6 +55,16 @@ def test_a_late_stage_that_cannot_begin_is_refused_before_the_first(
     with pytest.raises(error, match=told):
         train(config, str(corpus.dataset), tmp_path / "out", tokenizer=str(corpus.words))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_may_name_the_file_of_a_profile(corpus: SimpleNamespace) -> None:
+    dataset, words = Dataset.open(corpus.dataset), load_tokenizer(str(corpus.words))
+    file = str(Path(configs.__file__).parent / "profiles" / "tiny_video.yaml")
+    plans = [
+        preflight.refuse_unfit(changed(4, profile=profile), [4], dataset, words, tokenizer_digest(str(corpus.words)))[4]
+        for profile in ("tiny_video", file)
+    ]
+    assert plans[0].digest == plans[1].digest
 
 
 def test_a_dataset_and_a_tokenizer_that_do_not_belong_together_or_are_not_there(corpus: SimpleNamespace, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_evaluation_prunes_where_training_did(finished: SimpleNamespace, monkeyp
         return features(model, batch)
 
     def evaluated(*given: Any, **named: Any) -> Any:
-        lost.append(plan_config(given[4], 0).savings)
+        lost.append(plan_config(given[4], 0, given[3].name).savings)
         return loss(*given, **named)
 
     monkeypatch.setattr(generate, "visual_features", generated)
