@@ -59,7 +59,7 @@ def parts_of(shots: Sequence[Part] | None, good: float, what: What) -> list[Part
     parts: list[Part] = []
     for begin, end in fit:
         pieces = max(1, int(-(-round((end - begin) / what.max_seconds, 6) // 1))) if what.max_seconds else 1
-        edges = [begin + (end - begin) * k / pieces for k in range(pieces + 1)]
+        edges = [*(begin + (end - begin) * k / pieces for k in range(pieces)), end]
         parts += list(pairwise(edges))
     return parts[: what.max_clips or None]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from curation.clips import STEP, What, clips_of, parts_of
@@ -179,7 +179,12 @@ def test_parts(shots: Sequence[tuple[float, float]] | None, what: What, found: l
 
 
 @settings(derandomize=True, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), max_size=12), st.floats(0.1, 100), st.sampled_from(["merge", "drop"]))
+@example(shots=[(0.0, 51.0)], good=50.126619457240466, short="merge")
+@given(
+    shots=st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100)), max_size=12),
+    good=st.floats(0.1, 100),
+    short=st.sampled_from(["merge", "drop"]),
+)
 def test_parts_keep_their_bounds(shots: list[tuple[float, float]], good: float, short: str) -> None:
     what = What(at="s", min_seconds=2, max_seconds=10, short=short)
     parts = parts_of(shots, good, what)

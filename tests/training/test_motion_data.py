@@ -23,6 +23,7 @@ from benchmarks.motion_data import (
     write_spelling,
     write_video,
 )
+from benchmarks.motion_run import HERE
 from shards.compression import compress
 from shards.media import Limits
 from shards.preprocess import frame_grid, patchify, resize_frames
@@ -128,7 +129,7 @@ def test_a_seed_is_a_dataset_and_originals_come_in_turn(found: Originals) -> Non
 
 
 def test_static_stretches_decode_to_equal_pixels_and_their_tokens_are_dropped(found: Originals, tmp_path: Path) -> None:
-    profile = load_profile("benchmarks/motion/profile.yaml", "")
+    profile = load_profile(str(HERE / "profile.yaml"), "")
     still = kept = tokens = 0
     for kind in CLIP_KINDS:
         listed = write_clips(tmp_path, kind, clips(found, kind, 6, 7), found)
