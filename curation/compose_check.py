@@ -12,19 +12,7 @@ from shards.items import TASKS
 if TYPE_CHECKING:
     from curation.compose import What
 
-COMPOSED = (
-    "short_caption",
-    "detailed_caption",
-    "ocr",
-    "document",
-    "chart",
-    "region",
-    "grounding",
-    "vqa",
-    "multi_image",
-    "text",
-    "video",
-)
+COMPOSED = tuple(task for task in TASKS if task not in SHOT_TASKS)
 
 
 def check(what: What) -> None:
