@@ -150,12 +150,18 @@ class ShardCache:
                 unfinished.unlink()
             os.close(handle)
 
+    def _files(self) -> list[tuple[os.stat_result, str]]:
+        """What lies here, looked at again when a file was renamed (a fetch has ended) or removed while it was listed."""
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return [(entry.stat(), entry.path) for entry in os.scandir(self.folder) if entry.name != _LOCK]
+
     def _reserve(self, part: int, path: Path, size: int) -> bool:
         """Whether `size` bytes are now set aside for the unfinished file, others having been removed for it where it had to be."""
         with open(self.folder / _LOCK, "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             os.ftruncate(part, 0)
-            found = [(entry.stat(), entry.path) for entry in os.scandir(self.folder) if entry.name != _LOCK]
+            found = self._files()
             total = sum(stat.st_size for stat, _ in found)
             for stat, name in sorted(found, key=lambda entry: entry[0].st_mtime_ns):
                 if total + size <= self.limit:

@@ -203,6 +203,22 @@ def test_a_disk_that_is_full_costs_the_cache_and_nothing_else(made: Made, monkey
     reader.close()
 
 
+def test_a_file_that_is_renamed_while_the_folder_is_listed_costs_nothing(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = made.cache.folder / "other.tar.part"
+    other.write_bytes(b"x")
+    scandir, listed = os.scandir, []
+
+    def renamed_meanwhile(path: Path) -> list[os.DirEntry[str]]:
+        listed.append(list(scandir(path)))
+        if len(listed) == 1:
+            other.rename(other.with_suffix(""))
+        return listed[-1]
+
+    monkeypatch.setattr("shards.cache.os.scandir", renamed_meanwhile)
+    assert made.cache.fill(made.store, made.shards[0], Traffic()) == "there"
+    assert len(listed) == 2
+
+
 def test_what_a_killed_process_left_is_taken_over_or_removed(made: Made) -> None:
     (left,) = made.tars(0)
     (made.cache.folder / f"{left}.part").write_bytes(b"x" * 5000)
