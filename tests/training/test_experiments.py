@@ -112,7 +112,7 @@ def test_configs_and_recipes_are_valid(tmp_path: Path, monkeypatch: pytest.Monke
         assert (given.seed, given.model.path) == (2, "weights")
         assert not any(stage.compress for stage in given.stages.values())
         assert given.stages[1].steps == {"clips": 100, "clips_alone": 40}[name]
-    assert set(given.stages[2].mixture.sources or {}) == set(SOURCES)
+    assert set(given.stages[3].mixture.sources or {}) == set(SOURCES)
 
 
 def test_the_table_has_mean_and_spread_of_each_arm() -> None:
