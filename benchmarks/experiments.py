@@ -35,8 +35,8 @@ from benchmarks.motion_run import HERE, Corpus, Sizes, config_of, curate, draw, 
 Arm = Literal["after_images", "scratch", "scratch_time", "full", "full_time", "dirty", "curated"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 SEEDS = (1, 2, 3)
-ASKED = ("clip_name", "way", "order")
-SIZES = Sizes(4_000, {"way": 2_500, "moves": 1_500, "order": 2_500, "changes": 4}, 240, ASKED, blank=False)
+ASKED = ("clip_name", "order", "changes")
+SIZES = Sizes(4_000, {"shown": 2_000, "order": 2_500, "changes": 2_000}, 240, ASKED, blank=False)
 
 
 class Seed:
@@ -47,7 +47,7 @@ class Seed:
         self.seed, self.line = seed, Keeper(out, threads)
         self.times = times
         draw(out, seed, False, sizes)
-        self.corpus: Corpus = curate(self.line, "asked")
+        self.corpus: Corpus = curate(self.line, "clean", "asked")
 
     def arm(self, name: Arm) -> dict[str, Any]:
         """What is to be told of an arm, once it is trained and asked."""

@@ -24,14 +24,18 @@ QUESTIONS: dict[str, tuple[ClipKind, str]] = {
     "changes": ("changes", "changes"),
 }
 # likewise of what is learned from; "": all that a clip answers
-LEARNED: dict[str, tuple[ClipKind, str]] = {"way": ("moves", "way"), **{kind: (kind, "") for kind in CLIP_KINDS}}
+LEARNED: dict[str, tuple[ClipKind, str]] = {
+    "way": ("moves", "way"),
+    "shown": ("moves", "name"),
+    **{kind: (kind, "") for kind in CLIP_KINDS},
+}
 OTHER_SEED = 1_000_000  # of what is asked about
 WAY_SEED = 500_000  # of the clips that teach the way alone
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many pictures and clips of each source are learned from, and how many are asked about for each of `sources` of clips; with
+    """How many pictures and clips of which sources are learned from, and how many are asked about for each of `sources` of clips; with
     `blank`, in grey too."""
 
     pictures: int
@@ -48,8 +52,9 @@ def draw(out: Path, seed: int, tuning: bool, sizes: Sizes) -> None:
         return
     learned, asked = originals("train", tuning), originals("tune" if tuning else "held_out")
     write_pictures(out / "train", "name", scenes(learned, "name", sizes.pictures, seed), learned)
-    for source, (kind, question) in LEARNED.items():
-        drawn = clips(learned, kind, sizes.clips[source], seed + (WAY_SEED if source == "way" else 0))
+    for source, count in sizes.clips.items():
+        kind, question = LEARNED[source]
+        drawn = clips(learned, kind, count, seed + (WAY_SEED if source == "way" else 0))
         write_clips(out / "train", source, drawn, learned, question)
     write_spelling(out / "train")
     write_pictures(out / "held_out", "name", scenes(asked, "name", sizes.asked, seed + OTHER_SEED), asked)
@@ -71,12 +76,12 @@ class Corpus:
     words: Path
 
 
-def curate(line: Keeper, asked: str = "held_out") -> Corpus:
-    """The datasets and the tokenizer of what `draw` drew. asked: the recipe of what is asked about."""
+def curate(line: Keeper, learned: str = "train", asked: str = "held_out") -> Corpus:
+    """The datasets and the tokenizer of what `draw` drew. learned, asked: the recipes of what is learned from and asked about."""
     train, held_out, words = line.out / "curated", line.out / "curated_held_out", line.out / "tokenizer"
-    line.once("curate texts", "curate", HERE / "train.yaml", "--run", train, "--until", "compose")
+    line.once("curate texts", "curate", HERE / f"{learned}.yaml", "--run", train, "--until", "compose")
     line.once("tokenizer", "tokenizer", train, "--out", words, "--vocab-size", VOCABULARY)
-    line.once("curate", "curate", HERE / "train.yaml", "--run", train)
+    line.once("curate", "curate", HERE / f"{learned}.yaml", "--run", train)
     line.once("curate held_out", "curate", HERE / f"{asked}.yaml", "--run", held_out)
     return Corpus(train / "dataset", held_out / "dataset", words)
 

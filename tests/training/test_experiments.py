@@ -100,7 +100,7 @@ def test_configs_and_recipes_are_valid(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("FOVEA_DIGITS", str(tmp_path))
     write_spelling(tmp_path)
     train_tokenizer([(tmp_path / "spelling.jsonl").read_text("utf-8")], tmp_path / "tokenizer", 512)
-    for name in ("train", "held_out", "asked", "dirty", "curated"):
+    for name in ("train", "held_out", "clean", "asked", "dirty", "curated"):
         for source in yaml.safe_load((HERE / f"{name}.yaml").read_text("utf-8"))["sources"]:
             listed = Path(source["path"].replace("${FOVEA_DIGITS}", str(tmp_path)))
             listed.parent.mkdir(exist_ok=True)
@@ -111,13 +111,13 @@ def test_configs_and_recipes_are_valid(tmp_path: Path, monkeypatch: pytest.Monke
         given = TrainingConfig.model_validate(config_of(name, 2, Path("weights"), 0.1, compress=False))
         assert (given.seed, given.model.path) == (2, "weights")
         assert not any(stage.compress for stage in given.stages.values())
-        assert given.stages[1].steps == {"clips": 75, "clips_alone": 40}[name]
-    assert set(given.stages[3].mixture.sources or {}) == set(SOURCES)
+        assert given.stages[1].steps == {"clips": 75, "clips_alone": 60}[name]
+    assert set(given.stages[1].mixture.sources or {}) == set(SOURCES)
 
 
 def test_the_table_has_mean_and_spread_of_each_arm() -> None:
     assert tuple(ORDER) == ARMS
-    scores = [{"clip_name": 0.5, "order": 0.1, "way": 0.9}, {"clip_name": 0.7, "order": 0.1, "way": 0.8}]
+    scores = [{"clip_name": 0.5, "order": 0.1, "changes": 0.9}, {"clip_name": 0.7, "order": 0.1, "changes": 0.8}]
     results = [{"arm": "scratch", "seed": n, "steps": 600, "quiet_seconds": 90.0, "scores": s} for n, s in enumerate(scores, 1)]
     found = {"order": {"precision": 0.9, "recall": 0.8, "records": 100, "wrong": 33, "dropped": 30}, "records": 60}
     results.append({**results[0], "arm": "curated", "found": found})
