@@ -141,7 +141,8 @@ def write_video(path: Path, frames: np.ndarray) -> None:
 def write_clips(folder: Path, name: str, asked: Sequence[AskedClip], found: Originals, question: str = "", blank: bool = False) -> Path:
     """Videos under folder/<name>/ and folder/<name>.jsonl beside it, a record for each with its conversation. Returns the JSONL.
 
-    question  the one that is asked; "" = all that the clip answers, each second clip in the other order. For training.
+    question  the one that is asked; "" = all that the clip answers, of `moves` each second clip in the other order. For training. How often
+              something changes is asked first of all: after the digits have been told, it is counted there and not in the clip.
     blank     every pixel of the clip is of one grey: what is said of it has not been seen.
     """
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,7 @@ def write_clips(folder: Path, name: str, asked: Sequence[AskedClip], found: Orig
 
 def _talk_of(one: AskedClip, number: int, question: str) -> list[dict[str, str]]:
     turns = [(asks, answer) for asks, answer in one.answers.items() if question in ("", asks)]
-    (asks, answer), *rest = turns if number % 2 == 0 else reversed(turns)
+    (asks, answer), *rest = reversed(turns) if one.kind == "moves" and number % 2 else turns
     return talk([(f"<video>\n{asks}", answer), *rest])
 
 

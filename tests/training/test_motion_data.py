@@ -163,13 +163,15 @@ def test_a_blank_clip_says_nothing_but_its_size(found: Originals, tmp_path: Path
         assert [turn["value"] for turn in record["conversations"]] == ["<video>\nchanges", one.answers["changes"]]
 
 
-def test_what_is_learned_from_has_all_turns_in_either_order(found: Originals, tmp_path: Path) -> None:
+def test_what_is_learned_from_has_all_turns_and_counts_before_it_names(found: Originals, tmp_path: Path) -> None:
     asked = clips(found, "moves", 2, 1)
     lines = write_clips(tmp_path, "moves", asked, found).read_text("utf-8").splitlines()
     said = [[turn["value"] for turn in json.loads(line)["conversations"]] for line in lines]
     (first, second), (a, b) = (("name", "way"), ("way", "name")), asked
     assert said[0] == [f"<video>\n{first[0]}", a.answers["name"], "way", a.answers["way"]]
     assert said[1] == [f"<video>\n{second[0]}", b.answers["way"], "name", b.answers["name"]]
+    lines = write_clips(tmp_path, "changes", clips(found, "changes", 2, 1), found).read_text("utf-8").splitlines()
+    assert [[turn["value"] for turn in json.loads(line)["conversations"]][::2] for line in lines] == [["<video>\nchanges", "order"]] * 2
 
 
 def test_a_video_is_without_loss(tmp_path: Path) -> None:
