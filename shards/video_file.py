@@ -66,6 +66,16 @@ class Film:
     def name(self) -> str:
         return str(self.container.format.name)
 
+    @property
+    def codec(self) -> str:
+        """The codec's name, whichever decoder reads it: av1, not libdav1d."""
+        return str(self.stream.codec_context.codec.canonical_name)
+
+    @property
+    def guessed(self) -> bool:
+        """Whether the file does not say when a picture is shown, and the codec shows them in another order than they are decoded in."""
+        return self.name == "avi" and self.codec in ("h264", "hevc")
+
     def seconds(self, stamp: int | None) -> float | None:
         return None if stamp is None else float(stamp * self.stream.time_base)
 

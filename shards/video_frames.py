@@ -92,8 +92,7 @@ def needed_frames(film: Film, wanted: Callable[[], float | None], keys: Keys = N
     """
     decoder = _Decoder(film)
     packets = film.packets()
-    # AVI does not say when a picture is shown: where they are reordered, the decoder guesses it from all that came before.
-    skip = skip and not (film.name == "avi" and film.stream.codec_context.name in ("h264", "hevc"))
+    skip = skip and not film.guessed  # the decoder guesses their order from all that came before
     waiting: list[Any] = []
     held, live, anew = 0, True, False
     place, sought = 0, -1.0
@@ -134,8 +133,9 @@ class _Decoder:
     def __init__(self, film: Film) -> None:
         self._film, self._context = film, film.stream.codec_context
         self._started, self.start, self.torn = False, 0.0, False
+        self._pushed: int | None = None  # in the stream's time base
         self._goal: float | None = None  # after a restart, until its first frame has come
-        self._thins = film.stream.codec_context.name == "h264"  # pictures that it marks as unreferenced are needed by none
+        self._thins = film.codec == "h264"  # pictures that it marks as unreferenced are needed by none
 
     def since_start(self, seconds: float | None) -> float | None:
         return None if seconds is None or not self._started else seconds - self.start
@@ -182,7 +182,7 @@ class _Decoder:
             return []
 
     def _shown(self, frame: Any) -> Shown:
-        seconds = self._film.seconds(frame.pts)
+        seconds = self._film.seconds(self._in_order(frame) if self._film.guessed else frame.pts)
         if seconds is None:
             raise DecodeError(f"{self._film.name}: a frame without a time")
         if not self._started:
@@ -193,6 +193,13 @@ class _Decoder:
                 raise Unsure
             self._goal = None
         return Shown(frame, at, float((frame.duration or 0) * self._film.stream.time_base))
+
+    def _in_order(self, frame: Any) -> int | None:
+        """Frames come out in the order they are shown in, at the decoding times of the packets that pushed them out: those are shown at a
+        constant distance. The last ones, which the end of the file pushes out, follow by their duration."""
+        after = None if self._pushed is None else self._pushed + max(frame.duration or 1, 1)
+        self._pushed = after if frame.dts is None else frame.dts
+        return self._pushed
 
 
 def _jumped(film: Film, keys: Keys, goal: float, place: int) -> Iterator[Any] | None:

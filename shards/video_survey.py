@@ -43,11 +43,11 @@ def survey(file: VideoData, limits: Limits) -> Survey:
     with opened(file, limits) as film:
         stream, told = film.stream, told_seconds(film)
         fps = float(stream.average_rate or stream.guessed_rate or 0)
-        codec, frames, offset = stream.codec_context.name, int(stream.frames), film.seconds(stream.start_time) or 0.0
+        codec, frames, offset = film.codec, int(stream.frames), film.seconds(stream.start_time) or 0.0
         first = next(needed_frames(film, lambda: 0.0), None)
         if first is None:
             raise DecodeError(film.clock.tear or f"{codec}: a video stream without a frame that decodes")
-        size, start = _turned(first.frame.width, first.frame.height, first.frame), float(first.frame.pts * stream.time_base)
+        size, start = _turned(first.frame.width, first.frame.height, first.frame), film.seconds(first.frame.pts) or 0.0
         end = _tail_end(film, start, told) if told is not None else None
         keys = _keys(film)
     good = told

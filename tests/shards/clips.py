@@ -35,13 +35,14 @@ def moving(
     first: int = 0,
     size: tuple[int, int] = (64, 48),
     muxer: Mapping[str, str] | None = None,
+    pixels: str = "yuv420p",
 ) -> bytes:
     """A clip of `frames` pictures, each four pixels further along the scene; numbered from `first`, or shown at `stamps` milliseconds."""
     ground = scene(*size, length=max(1200, frames * 4))
     with tempfile.NamedTemporaryFile() as file, av.open(file.name, "w", format=format, options=dict(muxer or {})) as container:
         stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
         stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         if stamps is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index in range(frames):

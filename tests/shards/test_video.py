@@ -18,6 +18,7 @@ from shards.media import Limits
 from shards.preprocess import resize
 from shards.video import frame_times, sample_frames, video_header
 from shards.video_file import Clock
+from tests.shards.clips import CLOSED, decoded, moving
 
 LIMITS = Limits()
 
@@ -104,6 +105,16 @@ def test_skipping_is_exact_in_open_groups_and_old_containers(format: str, codec:
         sampled = sample_frames(data, fps, most, LIMITS)
         wanted = [[pixels for time, pixels in frames if time - frames[0][0] <= at + 1e-4][-1] for at in sampled.times]
         np.testing.assert_array_equal(sampled.pixels, np.stack(wanted))
+
+
+def test_h264_in_avi_is_shown_in_its_order() -> None:
+    """AVI numbers packets as they are decoded; B-frames are shown in another order, at times that the decoder can only guess."""
+    data = moving("avi", "libx264", CLOSED, frames=96)
+    frames = decoded(data)
+    sampled = sample_frames(data, 7.0, 180, LIMITS)
+    assert len(frames) == 96
+    assert len(sampled.times) == 28
+    np.testing.assert_array_equal(sampled.pixels, frames[np.floor(sampled.times.astype(float) * 24 + 1e-3).astype(int)])
 
 
 def test_groups_without_a_chosen_frame_are_not_decoded(data_dir: Path, decoded_frames: list[int]) -> None:
