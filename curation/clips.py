@@ -14,7 +14,7 @@ from curation.view import MediaView, SampleView
 from shards.errors import DecodeError, LimitError, SampleError
 from shards.sample import Texts
 
-VERSION = 1
+VERSION = 2
 TEXTS = ("caption", "transcription", "conversations", "text")
 TORN_SECONDS = 1.0  # what a container tells beyond the good part before a video is called torn
 _GAP = 0.1  # seconds between two shots that count as none

@@ -15,11 +15,12 @@ from av.video.frame import PictureType
 from shards.errors import DecodeError
 from shards.media import Limits
 from shards.video_file import Film, VideoData, opened, reason
-from shards.video_frames import Shown, needed_frames
+from shards.video_frames import Shown, Unsure, needed_frames
 
 COPIED = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video"})  # what MP4 holds
 _CONTAINER = {"fflags": "+bitexact"}  # no name of a muxer, no time of day
 _EPSILON = 1e-6
+_RGB = 0  # FFmpeg's AVCOL_SPC_RGB
 
 
 class NotCopied(Exception):
@@ -34,7 +35,7 @@ def copied(file: VideoData, start: float, end: float, limits: Limits) -> tuple[b
     DecodeError where the part cannot be read.
     """
     with opened(file, limits) as film:
-        if film.stream.codec_context.name not in COPIED or film.name == "avi":
+        if film.codec not in COPIED or film.name == "avi":
             raise NotCopied
         base = film.stream.time_base
         origin = _origin(film)
@@ -54,24 +55,39 @@ def copied(file: VideoData, start: float, end: float, limits: Limits) -> tuple[b
 
 
 def encoded(file: VideoData, start: float, end: float, limits: Limits, crf: int, preset: str) -> tuple[bytes, float]:
-    """As `copied`, decoded and encoded by x264 in one thread, turned upright. Raises LimitError, DecodeError."""
+    """As `copied`, decoded and encoded by x264 in one thread, turned upright, in the colours it had. Raises LimitError, DecodeError."""
+    try:
+        try:
+            return _encoded(file, start, end, limits, crf, preset, skip=True)
+        except Unsure:
+            return _encoded(file, start, end, limits, crf, preset, skip=False)
+    except av.error.FFmpegError as error:
+        raise DecodeError(f"what lies between {start:.2f} and {end:.2f} s cannot be encoded: {reason(error)}") from error
+
+
+def _encoded(file: VideoData, start: float, end: float, limits: Limits, crf: int, preset: str, skip: bool) -> tuple[bytes, float]:
     buffer = io.BytesIO()
     stream: Any = None
     begin = length = 0.0
     with opened(file, limits) as film, av.open(buffer, "w", format="mp4", options=_CONTAINER) as out:
-        for shown in _shown(film, start, end):
+        for shown in _shown(film, start, end, skip):
+            # One thread: with swscale's own choice of them, equal frames gave unequal pixels.
             frame = _upright(shown.frame)
+            odd = frame.width % 2 or frame.height % 2
+            shape = (stream.width, stream.height) if stream is not None else (frame.width, frame.height)
+            frame = frame.reformat(*shape, format=("yuv444p" if odd else "yuv420p") if stream is None else stream.pix_fmt, threads=1)
             if stream is None:
                 begin = shown.at
                 # mbtree is off: with it the same frames gave other bytes from run to run, in one thread too.
                 options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
                 stream = out.add_stream("libx264", rate=film.stream.average_rate or 25, options=options)
                 stream.width, stream.height = frame.width, frame.height
-                stream.pix_fmt = "yuv444p" if frame.width % 2 or frame.height % 2 else "yuv420p"
+                stream.pix_fmt = frame.format.name
+                stream.codec_context.color_range = frame.color_range
+                if frame.colorspace != _RGB:  # which is what it was converted from; readers take it rightly if nothing is told
+                    stream.codec_context.colorspace = frame.colorspace
                 stream.codec_context.time_base = Fraction(1, 90_000)
                 stream.codec_context.thread_count = 1
-            # One thread: with swscale's own choice of them, equal frames gave unequal pixels.
-            frame = frame.reformat(width=stream.width, height=stream.height, format=stream.pix_fmt, threads=1)
             frame.pict_type = PictureType.NONE  # the encoder's to choose
             frame.pts, frame.time_base = round((shown.at - begin) * 90_000), Fraction(1, 90_000)
             out.mux(stream.encode(frame))
@@ -147,7 +163,7 @@ def _muxed(stream: Any, packets: list[Any], shown: int) -> bytes:
     options = {**_CONTAINER, "avoid_negative_ts": "disabled", "use_editlist": "1"}
     try:
         with av.open(buffer, "w", format="mp4", options=options) as out:
-            target = out.add_stream_from_template(stream)
+            target = out.add_stream_from_template(stream, opaque=True)  # else an encoder of the decoder's name is sought: of libdav1d's
             for packet, decoding in zip(packets, _decoding_times(packets), strict=True):
                 packet.pts, packet.dts, packet.stream = packet.pts - shown, decoding - shown, target
                 out.mux(packet)
@@ -173,11 +189,13 @@ def _shown_for(data: bytes, seconds: float) -> bytes:
     return bytes(out)
 
 
-def _shown(film: Film, start: float, end: float) -> Iterator[Shown]:
-    """The frame on screen at `start`, and those that begin before `end`."""
+def _shown(film: Film, start: float, end: float, skip: bool) -> Iterator[Shown]:
+    """The frame on screen at `start`, and those that begin before `end`; of frames at one time the first. Raises Unsure with `skip`."""
     now = [start]
     before: Shown | None = None
-    for one in needed_frames(film, lambda: now[0] if now[0] < end else None):
+    for one in needed_frames(film, lambda: now[0] if now[0] < end else None, skip=skip):
+        if before is not None and one.at <= before.at + _EPSILON:
+            continue  # containers that repeat a time, or tell times that go back
         if one.at >= end - _EPSILON:
             break
         now[0] = max(start, one.at)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -44,6 +45,7 @@ def written(path: Path, data: bytes) -> Path:
         ("matroska", "mpeg4", {"g": "12"}, {"muxer": {"live": "1"}}),
         ("mpegts", "libx264", OPEN, {}),
         ("mpegts", "mpeg2video", {"g": "12", "bf": "2"}, {}),
+        ("mp4", "libsvtav1", {"preset": "12", "svtav1-params": "keyint=24"}, {}),
     ],
 )
 def test_a_copied_clip_shows_the_frames_of_its_part(tmp_path: Path, format: str, codec: str, options: Any, more: Any) -> None:
@@ -102,6 +104,49 @@ def test_an_encoded_clip_is_nearly_its_part(tmp_path: Path, data_dir: Path) -> N
     upright, _ = encoded(turned.read_bytes(), 0.0, 1.0, LIMITS, 10, "veryfast")
     one, other = sample_frames(upright, 1.0, 1, LIMITS).pixels[0], sample_frames(turned.read_bytes(), 1.0, 1, LIMITS).pixels[0]
     assert np.abs(one.astype(int) - other).mean() < 4
+
+
+def test_times_that_say_little_are_encoded_all_the_same(tmp_path: Path) -> None:
+    """AVI does not say when pictures are shown that wait for others; QuickTime's animation has key frames that are none; and a Matroska
+    whose packets all have one time."""
+    for name, data in (
+        ("a.avi", moving("avi", "libx264", CLOSED, frames=96)),
+        ("a.mov", moving("mov", "qtrle", frames=96, pixels="rgb24")),
+    ):
+        frames = decoded(data)
+        for child, first in zip(split(written(tmp_path / name, data), What(every=1, preset="veryfast")), range(0, 96, 24), strict=True):
+            assert child.damage is None
+            clip = sample_frames(child.media[0].data, 24.0, 24, LIMITS).pixels.astype(int)
+            assert len(clip) == 24
+            assert np.abs(clip - frames[first : first + 24]).mean() < 7 < np.abs(clip[1:] - frames[first : first + 23]).mean()
+    with av.open(str(tmp_path / "same.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=24)
+        stream.width, stream.height = 64, 48
+        for _ in range(48):
+            for packet in stream.encode(av.VideoFrame(64, 48, "yuv420p")):
+                packet.pts = packet.dts = packet.duration = 0
+                container.mux(packet)
+    (child,) = split(tmp_path / "same.mkv", What(every=1, method="encode"))
+    assert len(decoded(child.media[0].data)) == 1
+
+
+@pytest.mark.parametrize(("matrix", "levels"), [(1, 1), (5, 1), (1, 2), (6, 2)])
+def test_colours_stay_what_they_were(tmp_path: Path, matrix: int, levels: int) -> None:
+    """ITU 709 and 601, in video's levels and in a computer's."""
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, levels
+        for _ in range(24):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            for plane, level in zip(frame.planes, (100, 90, 180), strict=True):
+                plane.update(bytes([level]) * plane.buffer_size)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (child,) = split(tmp_path / "a.mkv", What(every=2))
+    data = (tmp_path / "a.mkv").read_bytes()
+    one, other = (sample_frames(film, 1.0, 1, LIMITS).pixels[0].astype(int) for film in (data, child.media[0].data))
+    assert np.abs(one - other).max() <= 2
 
 
 def test_a_clip_encoded_twice_is_the_same_bytes(data_dir: Path) -> None:

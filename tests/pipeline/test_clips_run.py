@@ -67,7 +67,7 @@ def test_a_clip_in_a_shard_is_its_part_of_the_film(cut: tuple[Path, Any]) -> Non
     told = json.loads(raw.json)
     film = (folder / "films/whole.mp4").read_bytes()
     assert told["media"][0]["transform"] == {
-        "operator": "clips", "version": 1, "parameters": {"start": 1.5, "end": 3.0, "method": "copy"},
+        "operator": "clips", "version": 2, "parameters": {"start": 1.5, "end": 3.0, "method": "copy"},
     }  # fmt: skip
     assert told["media"][0]["original_sha256"] == hashlib.sha256(film).hexdigest()
     assert told["media"][0]["sha256"] == hashlib.sha256(raw.media[0]).hexdigest()
