@@ -100,7 +100,7 @@ def _samples(task: ShardTask, rows: pa.Table) -> Iterator[ShardSample]:
 
 def _medium(ref: MediaRef, sha256: str, task: ShardTask, row: Mapping[str, Any], place: int) -> ShardMedium:
     formats = row["_formats"]
-    found = formats[place] if formats and place < len(formats) else None
+    found = formats[place] if ref.kind == "image" and formats and place < len(formats) else None  # a video's is its codec, not its file's
     faces = _faces(task.blur, row, place) if task.blur is not None and ref.kind == "image" else []
     small = 0 <= ref.length <= HELD_BYTES or ref.cell is not None or bool(faces)
     data = read_media(ref, task.limits) if small else partial(open_media, ref, task.limits)

@@ -66,6 +66,7 @@ def test_a_clip_in_a_shard_is_its_part_of_the_film(cut: tuple[Path, Any]) -> Non
     (raw,) = Dataset.open(str(folder / "run/dataset")).read([uid])
     told = json.loads(raw.json)
     film = (folder / "films/whole.mp4").read_bytes()
+    assert told["media"][0]["member"] == f"{uid}.mp4"
     assert told["media"][0]["transform"] == {
         "operator": "clips", "version": 2, "parameters": {"start": 1.5, "end": 3.0, "method": "copy"},
     }  # fmt: skip
