@@ -15,11 +15,12 @@ from av.video.frame import PictureType
 from shards.errors import DecodeError
 from shards.media import Limits
 from shards.video_file import Film, VideoData, opened, reason
-from shards.video_frames import Shown, Unsure, needed_frames
+from shards.video_frames import Shown, Unsure, needed_frames, stands_until
 
 COPIED = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video"})  # what MP4 holds
 _CONTAINER = {"fflags": "+bitexact"}  # no name of a muxer, no time of day
 _EPSILON = 1e-6
+_RATE = 25  # frames a second where a file tells none
 _RGB = 0  # FFmpeg's AVCOL_SPC_RGB
 
 
@@ -69,8 +70,8 @@ def _encoded(file: VideoData, start: float, end: float, limits: Limits, crf: int
     buffer = io.BytesIO()
     stream: Any = None
     begin = length = 0.0
-    with opened(file, limits) as film, av.open(buffer, "w", format="mp4", options=_CONTAINER) as out:
-        for shown in _shown(film, start, end, skip):
+    with opened(file, limits) as film, av.open(buffer, "w", format="mp4", options=_CONTAINER | {"use_editlist": "1"}) as out:
+        for shown, over in _shown(film, start, end, skip):
             # One thread: with swscale's own choice of them, equal frames gave unequal pixels.
             frame = _upright(shown.frame)
             odd = frame.width % 2 or frame.height % 2
@@ -80,7 +81,7 @@ def _encoded(file: VideoData, start: float, end: float, limits: Limits, crf: int
                 begin = shown.at
                 # mbtree is off: with it the same frames gave other bytes from run to run, in one thread too.
                 options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
-                stream = out.add_stream("libx264", rate=film.stream.average_rate or 25, options=options)
+                stream = out.add_stream("libx264", rate=film.stream.average_rate or _RATE, options=options)
                 stream.width, stream.height = frame.width, frame.height
                 stream.pix_fmt = frame.format.name
                 stream.codec_context.color_range = frame.color_range
@@ -91,11 +92,14 @@ def _encoded(file: VideoData, start: float, end: float, limits: Limits, crf: int
             frame.pict_type = PictureType.NONE  # the encoder's to choose
             frame.pts, frame.time_base = round((shown.at - begin) * 90_000), Fraction(1, 90_000)
             out.mux(stream.encode(frame))
-            length = min(shown.at + shown.span, end) - begin
+            length = over - begin
         if stream is None:
             raise DecodeError(film.clock.tear or f"no frame decodes between {start:.2f} and {end:.2f} s")
+        # A frame that stands for long has its end told by one behind it, which is never shown.
+        frame.pts = round(length * 90_000)
+        out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
-    return buffer.getvalue(), length
+    return _shown_for(buffer.getvalue(), length), length
 
 
 def _upright(frame: Any) -> Any:
@@ -189,18 +193,24 @@ def _shown_for(data: bytes, seconds: float) -> bytes:
     return bytes(out)
 
 
-def _shown(film: Film, start: float, end: float, skip: bool) -> Iterator[Shown]:
-    """The frame on screen at `start`, and those that begin before `end`; of frames at one time the first. Raises Unsure with `skip`."""
+def _shown(film: Film, start: float, end: float, skip: bool) -> Iterator[tuple[Shown, float]]:
+    """The frame on screen at `start`, and those that begin before `end`, each with the second at which it goes; of frames at one time the
+    first. Raises Unsure with `skip`."""
     now = [start]
     before: Shown | None = None
+    over: float | None = None
     for one in needed_frames(film, lambda: now[0] if now[0] < end else None, skip=skip):
         if before is not None and one.at <= before.at + _EPSILON:
             continue  # containers that repeat a time, or tell times that go back
         if one.at >= end - _EPSILON:
+            over = end
             break
         now[0] = max(start, one.at)
         if one.at > start + _EPSILON and before is not None:
-            yield before
+            yield before, one.at
         before = one
     if before is not None and before.at < end:
-        yield before
+        told = stands_until(film, before)
+        if told <= before.at:  # FLV, for one, does not say
+            told = before.at + float(1 / (film.stream.average_rate or _RATE))
+        yield before, over if over is not None else min(told, end)

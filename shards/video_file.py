@@ -56,11 +56,17 @@ class Clock:
 
 @dataclass(slots=True)
 class Film:
-    """container and stream are PyAV's."""
+    """container and stream are PyAV's.
+
+    latest  of the packets read, when the last that is shown is shown; over: when the first behind it would be, that an edit list hides.
+            In the stream's time base.
+    """
 
     container: Any
     stream: Any
     clock: Clock
+    latest: int | None = None
+    over: int | None = None
 
     @property
     def name(self) -> str:
@@ -91,7 +97,18 @@ class Film:
             if packet is None or (not packet.size and packet.pts is None and packet.dts is None):  # the one that flushes a decoder
                 return
             self.clock.check()
+            self._note(packet)
             yield packet
+
+    def _note(self, packet: Any) -> None:
+        stamp = stamp_of_packet(packet)
+        if stamp is None:
+            return
+        if not packet.is_discard:
+            self.latest = stamp if self.latest is None else max(self.latest, stamp)
+            self.over = None if self.over is not None and self.over <= self.latest else self.over
+        elif self.latest is None or stamp > self.latest:
+            self.over = stamp if self.over is None else min(self.over, stamp)
 
 
 def stamp_of_packet(packet: Any) -> int | None:

@@ -22,6 +22,15 @@ HELD_BYTES = 1 << 25  # packets that wait for the decision whether they are need
 _EPSILON = 1e-6
 
 
+def stands_until(film: Film, shown: Shown) -> float:
+    """Until when the last frame of a film that was read to its end is on screen, in seconds from the first: for its own duration, or
+    where an edit list hides what follows, until that would have begun. (A packet's duration is that to the next one decoded.)"""
+    over, begun = film.seconds(film.over), film.seconds(shown.frame.pts)
+    if over is None or begun is None:
+        return shown.at + shown.span
+    return shown.at + max(over - begun, 0.0)
+
+
 class Unsure(Exception):
     """What was passed over may have been needed."""
 
@@ -74,7 +83,7 @@ def frames_at(film: Film, times: np.ndarray, keys: Keys = NO_KEYS, skip: bool = 
             shown = one
             clock.reached = clock.reached if one.frame.is_corrupt else one.at + one.span
     stands = LAST_FRAME_STANDS if clock.tear is None else -2 * _EPSILON  # nobody knows what came after a tear
-    while index < len(times) and shown is not None and times[index] <= max(shown.at, shown.at + shown.span + stands):
+    while index < len(times) and shown is not None and times[index] <= max(shown.at, stands_until(film, shown) + stands):
         if shown.frame.is_corrupt:
             clock.tear, clock.reached = clock.tear or f"the frame at {shown.at:.2f} s is damaged", min(clock.reached, shown.at)
             return

@@ -57,6 +57,7 @@ def scan(file: VideoData, limits: Limits, side: int, see: See, keys_only: bool =
     frames = keys = 0
     end = last = 0.0
     origin: float | None = None
+    final: Any = None
     with opened(file, limits) as film:
         clock = film.clock
         for frame, seconds, first in _bursts(film) if keys_only else _all(film):
@@ -72,10 +73,13 @@ def scan(file: VideoData, limits: Limits, side: int, see: See, keys_only: bool =
                 clock.tear = f"{error} at {at:.2f} s"
                 break
             clock.reached = last = at
-            end = max(end, at + float((frame.duration or 0) * film.stream.time_base))
+            end, final = at + float((frame.duration or 0) * film.stream.time_base), frame
             see(at, small, first and keys_only)
             frames, keys = frames + 1, keys + (first and keys_only)
             clock.check()
+        hidden, begun, told = film.seconds(film.over), film.seconds(final.pts) if frames else None, told_seconds(film)
+        if hidden is not None and begun is not None and clock.tear is None:
+            end = max(last, min(last + hidden - begun, told or float("inf")))
     if not frames:
         raise DecodeError(clock.tear or "a video stream without a frame that decodes")
     if keys_only and clock.tear is None:

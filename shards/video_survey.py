@@ -52,7 +52,7 @@ def survey(file: VideoData, limits: Limits) -> Survey:
         keys = _keys(film)
     good = told
     if told is None or end is None or abs(end - told) > LAST_FRAME_STANDS or (frames == 0 and fps == 0):
-        counted, length = _counted(file, limits, start)
+        counted, length = _counted(file, limits, start, told)
         frames = frames or counted
         if told is None or abs(length - told) > LAST_FRAME_STANDS:
             good = length
@@ -90,18 +90,20 @@ def _tail_end(film: Film, start: float, told: float) -> float | None:
         film.container.seek(place, stream=film.stream, any_frame=True)
     except Exception:  # exception: a place that the demuxer cannot find; then all packets are read
         return None
-    count, end = _ends(film, start)
+    count, end = _ends(film, start, told)
     return end if count and film.clock.tear is None else None
 
 
-def _counted(file: VideoData, limits: Limits, start: float) -> tuple[int, float]:
+def _counted(file: VideoData, limits: Limits, start: float, told: float | None) -> tuple[int, float]:
     """(packets, seconds) of the stream by reading through the file, bounded by its length; nothing is decoded."""
     with opened(file, limits) as film:
-        return _ends(film, start)
+        return _ends(film, start, told)
 
 
-def _ends(film: Film, start: float) -> tuple[int, float]:
-    """(packets, where the last of them ends in seconds from `start`) from here on; torn ones and those that are never shown count not."""
+def _ends(film: Film, start: float, told: float | None) -> tuple[int, float]:
+    """(packets, where the last of them ends in seconds from `start`) from here on; torn ones and those that are never shown count not.
+
+    Where an edit list hides what follows, the last one ends where that would begin, or at the told end before it."""
     count, end = 0, 0.0
     for packet in film.packets():
         stamp = stamp_of_packet(packet)
@@ -109,6 +111,10 @@ def _ends(film: Film, start: float) -> tuple[int, float]:
             continue
         count += 1
         end = max(end, float((stamp + (packet.duration or 0)) * film.stream.time_base) - start)
+    over = film.seconds(film.over)
+    if count and over is not None and film.latest is not None:
+        last = float(film.latest * film.stream.time_base) - start
+        end = max(last, min(over - start, told if told is not None else float("inf")))
     return count, end
 
 

@@ -20,6 +20,7 @@ from shards.errors import DecodeError, SampleError
 from shards.media import Limits
 from shards.sample import Texts
 from shards.video import sample_frames, video_header
+from shards.video_scan import scan
 from tests.curation.views import file_ref, sample_view
 from tests.shards.clips import CLOSED, OPEN, OPEN_HEVC, decoded, moving
 
@@ -128,6 +129,29 @@ def test_times_that_say_little_are_encoded_all_the_same(tmp_path: Path) -> None:
                 container.mux(packet)
     (child,) = split(tmp_path / "same.mkv", What(every=1, method="encode"))
     assert len(decoded(child.media[0].data)) == 1
+
+
+@pytest.mark.parametrize("method", ["copy", "encode"])
+@pytest.mark.parametrize(("format", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9")])
+def test_slides_stand_as_long_as_they_did(tmp_path: Path, format: str, codec: str, method: str) -> None:
+    """Where the last picture of a clip stands for long, no packet says so but the one behind it."""
+    data = moving(format, codec, frames=7, stamps=[0, 10_000, 20_000, 20_033, 20_066, 30_000, 40_000])
+    frames = decoded(data)
+    path = written(tmp_path / f"a.{format}", data)
+    shots = [{"start": a, "end": b} for a, b in ((0.0, 10.0), (10.0, 20.033), (20.066, 40.0))]
+    shown = [[0] * 5, [1] * 5 + [2], [4] * 5 + [5] * 5]
+    for child, shot, places in zip(split(path, What(at="shots", method=method, crf=1), shots), shots, shown, strict=True):
+        clip = child.media[0].data
+        length = shot["end"] - shot["start"]
+        assert child.texts is not None
+        assert child.texts.meta["seconds"] == pytest.approx(length, abs=2e-3)
+        header = video_header(clip, LIMITS)
+        assert (header.duration, header.good) == (pytest.approx(length, abs=2e-3), pytest.approx(length, abs=2e-3))
+        sampled = sample_frames(clip, 0.5, 99, LIMITS)
+        assert sampled.times.tolist() == [2.0 * k for k in range(len(places))]
+        assert sampled.tear is None
+        assert np.abs(sampled.pixels.astype(int) - frames[places]).mean() < (3 if method == "encode" else 1e-9)
+        assert scan(clip, LIMITS, 64, lambda *seen: None).end == pytest.approx(length, abs=2e-3)
 
 
 @pytest.mark.parametrize(("matrix", "levels"), [(1, 1), (5, 1), (1, 2), (6, 2)])
