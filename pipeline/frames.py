@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from shards.media import Limits
 from shards.preprocess import medium_size, patchify
 from shards.profile import Profile
 from shards.video import Frames, frame_times, sample_frames, video_header
+from shards.video_frames import LAST_FRAME_STANDS
+
+log = logging.getLogger("fovea")
 
 CURVE = tuple(float(x) for x in np.geomspace(0.05, 16, 13).round(3))  # thresholds of the curve, grey levels
 
@@ -88,4 +92,6 @@ def _sampled(video: Path, profile: Profile) -> tuple[Frames, tuple[int, int, int
         size = medium_size(header.width, header.height, count, profile, "video", count)
         target = size.h * profile.patch, size.w * profile.patch
         frames = sample_frames(file, profile.fps, profile.max_frames, Limits(), lambda height, width, t: target)
+    if frames.good < header.duration - LAST_FRAME_STANDS:
+        log.warning("%s: %.1f of %.1f s are there%s", video.name, frames.good, header.duration, f" ({frames.tear})" if frames.tear else "")
     return frames, (len(frames.pixels), size.h, size.w, size.merge)

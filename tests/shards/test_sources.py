@@ -14,7 +14,7 @@ import pytest
 from shards.errors import RecipeError
 from shards.media import Limits
 from shards.read import opened, read_media
-from shards.sample import Sample, uid_of
+from shards.sample import Sample, media_kind, uid_of
 from shards.sources import SourceSpec, check_source, list_containers, resolve, scan
 from shards.sources import jsonl as jsonl_module
 from shards.sources import spec as spec_module
@@ -39,6 +39,11 @@ def manifest(tmp_path: Path, *lines: Any, **spec: Any) -> SourceSpec:
     data = b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
     (tmp_path / "m.jsonl").write_bytes(data)
     return SourceSpec("src", "manifest", str(tmp_path / "m.jsonl"), **spec)
+
+
+def test_what_cameras_and_discs_call_their_files_is_a_video() -> None:
+    assert {media_kind(f"a/b.{extension}") for extension in ("mp4", "MTS", "m2ts", "VOB", "asf")} == {"video"}
+    assert (media_kind("a.gif"), media_kind("a.webp"), media_kind("a.txt")) == ("image", "image", None)
 
 
 # --- the real manifest
