@@ -102,7 +102,7 @@ def _check(what: What) -> None:
 
 
 STEP = Step(
-    version=3,
+    version=4,
     level="sample",
     applies=ALL_KINDS,
     prefix="measure_",

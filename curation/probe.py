@@ -97,4 +97,4 @@ def _dct_matrix() -> np.ndarray:
     return 2.0 * np.cos(np.pi * k * (2 * n + 1) / (2 * _GREY_SIDE))
 
 
-STEP = Step(version=2, columns=columns, reads=lambda what: ("media",), level="medium", applies=MEDIA_KINDS, open=open_probe)
+STEP = Step(version=3, columns=columns, reads=lambda what: ("media",), level="medium", applies=MEDIA_KINDS, open=open_probe)

@@ -156,7 +156,7 @@ def _check(what: What) -> None:
 
 
 STEP = Step(
-    version=1,
+    version=2,
     level="medium",
     applies=VIDEO,
     prefix="video_",

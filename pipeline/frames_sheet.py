@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 WIDTH = 224  # pixels of a frame in a sheet
 COLUMNS = 6
 DIM = 0.22  # of a dropped block's brightness
+TINT = (28, 30, 74)  # what a dropped block is dimmed towards: a dark one would look like a kept one
 
 _MARGIN, _LINE = 12, 20
 _PAPER, _INK = (255, 255, 255), (32, 33, 36)
@@ -34,7 +35,8 @@ def sheet(frames: np.ndarray, times: np.ndarray, kept: np.ndarray, title: str) -
     draw = ImageDraw.Draw(whole)
     draw.text((_MARGIN, _MARGIN), title, _INK, font)
     for index in range(t):
-        shown = Image.fromarray((frames[index] * light[index][..., None]).astype(np.uint8))
+        share = light[index][..., None]
+        shown = Image.fromarray((frames[index] * share + np.array(TINT) * (share < 1)).astype(np.uint8))
         left = _MARGIN + index % across * (WIDTH + _MARGIN)
         top = 2 * _MARGIN + _LINE + index // across * (tall + _LINE + _MARGIN)
         whole.paste(shown.resize((WIDTH, tall), Image.Resampling.BILINEAR), (left, top))

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.frames import CURVE, look
-from pipeline.frames_sheet import DIM, sheet
+from pipeline.frames_sheet import DIM, TINT, sheet
 from shards.errors import DecodeError, InfrastructureError
 from shards.profile import load_profile
 from tests.shards.clips import CLOSED, moving
@@ -25,7 +25,8 @@ def test_dropped_blocks_are_dim() -> None:
     kept = np.ones((2, 2, 4), dtype=bool)
     kept[1, :, 2:] = False
     drawn = np.asarray(sheet(frames, np.array([0.0, 1.0]), kept, "clip"))
-    bright, dim = (int((np.abs(drawn.astype(int) - value).max(axis=-1) <= 1).sum()) for value in (200, round(200 * DIM)))
+    shown = (np.full(3, 200), np.full(3, 200 * DIM) + TINT)
+    bright, dim = (int((np.abs(drawn - colour).max(axis=-1) <= 1).sum()) for colour in shown)
     assert bright == pytest.approx(112 * 224 * 1.5, rel=0.03)
     assert dim == pytest.approx(112 * 224 * 0.5, rel=0.03)
 
