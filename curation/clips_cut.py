@@ -12,6 +12,7 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
+from shards import video_turn
 from shards.errors import DecodeError
 from shards.media import Limits
 from shards.video_file import Film, VideoData, opened, reason
@@ -103,10 +104,9 @@ def _encoded(file: VideoData, start: float, end: float, limits: Limits, crf: int
 
 
 def _upright(frame: Any) -> Any:
-    turns = round(frame.rotation / 90) % 4
-    if not turns:
+    if video_turn.upright(frame):
         return frame
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(np.rot90(np.asarray(frame.to_image(threads=1)), turns)), format="rgb24")
+    return av.VideoFrame.from_ndarray(video_turn.shown(np.asarray(frame.to_image(threads=1)), frame), format="rgb24")
 
 
 def _origin(film: Film) -> float:

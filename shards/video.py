@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shards import video_turn
 from shards.errors import DecodeError
 from shards.media import Limits
 from shards.video_file import Clock, VideoData, opened
@@ -133,9 +134,6 @@ def _sampled(file: VideoData, found: Survey, times: np.ndarray, clock: Clock, si
 
 
 def _picture(frame: Any) -> Image.Image:
-    """RGB, turned as the display matrix says (its rotation counts counter-clockwise)."""
+    """RGB, turned as the display matrix says."""
     picture: Image.Image = frame.to_image(threads=1)  # with swscale's own choice of threads, equal frames gave unequal pixels
-    turns = round(frame.rotation / 90) % 4
-    if turns:
-        picture = picture.transpose((Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)[turns - 1])
-    return picture
+    return picture if video_turn.upright(frame) else Image.fromarray(video_turn.shown(np.asarray(picture), frame))

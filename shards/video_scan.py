@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from av.video.reformatter import Interpolation
 
+from shards import video_turn
 from shards.errors import DecodeError
 from shards.media import Limits
 from shards.video_file import Film, VideoData, opened, reason
@@ -148,11 +149,11 @@ def _shape(frame: Any, side: int) -> tuple[int, int]:
 
 
 def _small(frame: Any, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 H×W×3 RGB, turned as the display matrix says (its rotation counts counter-clockwise)."""
+    """uint8 H×W×3 RGB, turned as the display matrix says."""
     if frame.is_corrupt:
         raise DecodeError("a damaged frame")
     try:
         small = frame.reformat(width=shape[1], height=shape[0], format="rgb24", interpolation=_AREA, threads=1).to_ndarray()
     except Exception as error:
         raise DecodeError(f"a frame that does not convert to RGB ({error})") from error
-    return np.ascontiguousarray(np.rot90(small, round(frame.rotation / 90) % 4))
+    return video_turn.shown(small, frame)

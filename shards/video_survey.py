@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
 
+from shards import video_turn
 from shards.errors import DecodeError
 from shards.media import Limits
 from shards.video_file import Film, VideoData, opened, stamp_of_packet
@@ -47,7 +49,7 @@ def survey(file: VideoData, limits: Limits) -> Survey:
         first = next(needed_frames(film, lambda: 0.0), None)
         if first is None:
             raise DecodeError(film.clock.tear or f"{codec}: a video stream without a frame that decodes")
-        size, start = _turned(first.frame.width, first.frame.height, first.frame), film.seconds(first.frame.pts) or 0.0
+        size, start = _size(first.frame), film.seconds(first.frame.pts) or 0.0
         end = _tail_end(film, start, told) if told is not None else None
         keys = _keys(film)
     good = told
@@ -64,8 +66,9 @@ def survey(file: VideoData, limits: Limits) -> Survey:
     return Survey(codec, *size, frames, fps or frames / max(told, 1e-3), told, good, keys)
 
 
-def _turned(width: int, height: int, frame: object) -> tuple[int, int]:
-    return (height, width) if round(getattr(frame, "rotation", 0) / 90) % 2 else (width, height)
+def _size(frame: Any) -> tuple[int, int]:
+    """(width, height) as shown."""
+    return (frame.height, frame.width) if video_turn.lies(frame) else (frame.width, frame.height)
 
 
 def told_seconds(film: Film) -> float | None:

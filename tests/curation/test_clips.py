@@ -22,7 +22,7 @@ from shards.sample import Texts
 from shards.video import sample_frames, video_header
 from shards.video_scan import scan
 from tests.curation.views import file_ref, sample_view
-from tests.shards.clips import CLOSED, OPEN, OPEN_HEVC, decoded, moving
+from tests.shards.clips import CLOSED, OPEN, OPEN_HEVC, decoded, moving, with_matrix
 
 LIMITS = Limits()
 
@@ -171,6 +171,18 @@ def test_colours_stay_what_they_were(tmp_path: Path, matrix: int, levels: int) -
     data = (tmp_path / "a.mkv").read_bytes()
     one, other = (sample_frames(film, 1.0, 1, LIMITS).pixels[0].astype(int) for film in (data, child.media[0].data))
     assert np.abs(one - other).max() <= 2
+
+
+@pytest.mark.parametrize("method", ["copy", "encode"])
+def test_mirrored_films_give_mirrored_clips(tmp_path: Path, method: str) -> None:
+    plain = moving("mp4", "libx264", CLOSED, frames=48)
+    (child,) = split(written(tmp_path / "a.mp4", with_matrix(plain, -1, 0, 0, 1)), What(every=2, method=method))
+    clip = decoded_as_shown(child.media[0].data)
+    assert np.abs(clip.astype(int) - decoded(plain)[0][:, ::-1]).mean() < 7
+
+
+def decoded_as_shown(data: bytes) -> np.ndarray:
+    return sample_frames(data, 1.0, 1, LIMITS).pixels[0]
 
 
 def test_a_clip_encoded_twice_is_the_same_bytes(data_dir: Path) -> None:

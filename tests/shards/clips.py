@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -72,3 +73,9 @@ def decoded(data: bytes, times: Sequence[float] | None = None) -> np.ndarray:
         for _ in range(len(shown), len(times or ())):
             shown.append(np.asarray(last.to_image(threads=1)))
     return np.stack(shown)
+
+
+def with_matrix(data: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """An MP4 of one track whose pictures are shown where (x, y) → (a·x + c·y, b·x + d·y) puts them."""
+    at = data.index(b"tkhd") + 44
+    return data[:at] + struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30) + data[at + 36 :]

@@ -18,7 +18,8 @@ from shards.media import Limits
 from shards.preprocess import resize
 from shards.video import frame_times, sample_frames, video_header
 from shards.video_file import Clock
-from tests.shards.clips import CLOSED, decoded, moving
+from shards.video_scan import scan
+from tests.shards.clips import CLOSED, decoded, moving, with_matrix
 
 LIMITS = Limits()
 
@@ -168,6 +169,27 @@ def test_rotation_metadata_turns_frames_and_header(data_dir: Path) -> None:
         header, sampled = video_header(path.read_bytes(), LIMITS), sample_frames(path.read_bytes(), 1.0, 180, LIMITS)
         np.testing.assert_array_equal(sampled.pixels[0], np.rot90(stored, turns))
         assert (header.height, header.width) == sampled.pixels.shape[1:3] == ((568, 320) if turn % 180 else (320, 568))
+
+
+@pytest.mark.parametrize(
+    "matrix", [(-1, 0, 0, 1), (1, 0, 0, -1), (-1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0), (0, 1, -1, 0), (0, -1, 1, 0)]
+)
+def test_mirrored_and_turned_pictures_are_shown_where_the_matrix_puts_them(matrix: tuple[int, int, int, int]) -> None:
+    plain = moving("mp4", "libx264", CLOSED, frames=24)
+    data = with_matrix(plain, *matrix)
+    a, b, c, d = matrix
+    stored = decoded(plain)[0]
+    height, width = stored.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    across, down = a * x + c * y, b * x + d * y
+    expected = np.zeros((int(np.ptp(down)) + 1, int(np.ptp(across)) + 1, 3), np.uint8)
+    expected[down - down.min(), across - across.min()] = stored
+    sampled, header = sample_frames(data, 1.0, 4, LIMITS), video_header(data, LIMITS)
+    np.testing.assert_array_equal(sampled.pixels[0], expected)
+    assert (header.height, header.width) == expected.shape[:2]
+    seen: list[np.ndarray] = []
+    scan(data, LIMITS, max(height, width), lambda at, small, first: seen.append(small))
+    assert np.abs(seen[0].astype(int) - expected).mean() < 8 < np.abs(seen[0].astype(int) - expected[:, ::-1]).mean()
 
 
 def test_frames_are_resized_as_they_come(data_dir: Path) -> None:
