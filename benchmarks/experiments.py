@@ -35,8 +35,8 @@ from benchmarks.motion_run import HERE, Corpus, Sizes, config_of, curate, draw, 
 Arm = Literal["after_images", "scratch", "scratch_time", "full", "full_time", "dirty", "curated"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 SEEDS = (1, 2, 3)
-ASKED = ("clip_name", "order", "changes")
-SIZES = Sizes(4_000, {"shown": 2_000, "order": 2_500, "changes": 2_000}, 240, ASKED, blank=False)
+ASKED = ("clip_name", "order")
+SIZES = Sizes(4_000, {"shown": 2_500, "order": 3_500}, 240, ASKED, blank=False)
 
 
 class Seed:

@@ -17,7 +17,7 @@ from benchmarks.digits_line import lines_of
 WRONG = 1 / 3  # of all captions
 COPIES = 0.3  # of the records: copies of ORIGINALS of the other clips
 ORIGINALS = 0.02
-SOURCES = ("shown", "order", "changes")
+SOURCES = ("shown", "order")
 
 
 @dataclass(frozen=True, slots=True)

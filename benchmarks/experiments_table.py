@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-ASKED = ("clip_name", "order", "changes")
+ASKED = ("clip_name", "order")
 ORDER = ("after_images", "scratch", "scratch_time", "full", "full_time", "dirty", "curated")
 
 
