@@ -21,6 +21,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(autouse=True)
+def the_folder_stays() -> Iterator[None]:
+    """Who leaves another working folder to the tests after it is told so, and not they."""
+    before = os.getcwd()
+    yield
+    after = os.getcwd()
+    os.chdir(before)
+    assert after == before
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The real development data; a test that needs it is skipped, loudly, where it is absent."""

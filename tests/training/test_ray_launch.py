@@ -102,7 +102,9 @@ def test_ranks_that_do_not_fit_are_refused_before_they_start(one_ray: None, corp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_worker_that_does_not_see_the_directory_says_so(tmp_path: Path) -> None:
+def test_a_worker_that_does_not_see_the_directory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # and back again: a worker goes where the command was started
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     job = ray_launch._Job(CONFIG, None, None, str(tmp_path), ".driver-1", (2,), True, str(tmp_path), "head", False)
     with pytest.raises(
         ConfigError, match=r"is not the directory that head writes to; --out must be one that all nodes of the cluster share"
