@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from benchmarks.digits_line import Keeper, lines_of, quiet_seconds
+from benchmarks.digits_line import Keeper, lines_of
 from benchmarks.experiments_dirt import SOURCES, hear, keys_of, plant
 from benchmarks.experiments_table import table
 from benchmarks.motion_run import HERE, Corpus, Sizes, config_of, curate, draw, scores_of
@@ -72,7 +72,6 @@ class Seed:
             "seed": self.seed,
             **steps,
             **asdict(cost),
-            "quiet_seconds": round(self._takes(name), 1),
             "scores": scores,
             **more,
         }
@@ -88,7 +87,8 @@ class Seed:
         return self.line.train(name, config, data or self.corpus.train, self.corpus.words)
 
     def _takes(self, name: str) -> float:
-        return quiet_seconds(self.line.out / name)
+        """Processor seconds of a training, its loader among them: wall time on a shared machine says what else ran on it."""
+        return self.line.costs()[f"train {name}"].cpu_seconds
 
     def _times_for_all(self) -> float:
         """As many times the steps of clips as take, from random numbers, the time of image stage and clips together."""

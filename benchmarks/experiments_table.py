@@ -12,14 +12,14 @@ ORDER = ("after_images", "scratch", "scratch_time", "full", "full_time", "dirty"
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row for each arm. Scores are the mean over seeds with the least and the greatest in brackets."""
-    head = ["arm", "seeds", "steps", "quiet s", *(name.removeprefix("clip_") for name in ASKED)]
+    head = ["arm", "seeds", "steps", "processor s", *(name.removeprefix("clip_") for name in ASKED)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm in ORDER:
         of_arm = [one for one in results if one["arm"] == arm]
         if of_arm:
             seeds = ", ".join(str(one["seed"]) for one in sorted(of_arm, key=lambda one: one["seed"]))
             scores = [spread([one["scores"][name] for one in of_arm]) for name in ASKED]
-            steps, seconds = (spread([one[name] for one in of_arm], digits=0) for name in ("steps", "quiet_seconds"))
+            steps, seconds = (spread([one[name] for one in of_arm], digits=0) for name in ("steps", "cpu_seconds"))
             lines.append(f"| {arm} | {seeds} | {steps} | {seconds} | {' | '.join(scores)} |")
     found = [one["found"] for one in results if "found" in one]
     if found:

@@ -118,7 +118,7 @@ def test_configs_and_recipes_are_valid(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_table_has_mean_and_spread_of_each_arm() -> None:
     assert tuple(ORDER) == ARMS
     scores = [{"clip_name": 0.5, "order": 0.1}, {"clip_name": 0.7, "order": 0.1}]
-    results = [{"arm": "scratch", "seed": n, "steps": 600, "quiet_seconds": 90.0, "scores": s} for n, s in enumerate(scores, 1)]
+    results = [{"arm": "scratch", "seed": n, "steps": 600, "cpu_seconds": 90.0, "scores": s} for n, s in enumerate(scores, 1)]
     found = {"order": {"precision": 0.9, "recall": 0.8, "records": 100, "wrong": 33, "dropped": 30}, "records": 60}
     results.append({**results[0], "arm": "curated", "found": found})
     lines = table(results).splitlines()
