@@ -106,7 +106,7 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(one_ray: None, c
 
 
 @pytest.mark.slow
-def test_a_killed_run_takes_its_ray_along(corpus: Path, tmp_path: Path) -> None:
+def test_a_killed_run_takes_its_ray_along(one_ray: None, corpus: Path, tmp_path: Path) -> None:
     """Without a cluster of its own, a killed command leaves no process behind, and no lease that holds."""
     process = start(corpus, tmp_path / "run", None)
     family: set[psutil.Process] = set()
@@ -118,5 +118,5 @@ def test_a_killed_run_takes_its_ray_along(corpus: Path, tmp_path: Path) -> None:
     assert kill_at(process, tmp_path / "run", with_its_actors)
     _, alive = psutil.wait_procs(family, timeout=30)
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
-    to_the_end(corpus, tmp_path / "run", None)
+    to_the_end(corpus, tmp_path / "run", ray.get_runtime_context().gcs_address)
     assert verify(str(tmp_path / "run/dataset")) == []
