@@ -117,7 +117,7 @@ def task_of(folder: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 def actors(folder: Path, **what: Any) -> tuple[AskingActor, FoldingActor]:
     caption = call("caption", {"model": "small", **what}, {"backend": "vllm", "cache": str(folder / "replies")})
     text = json.dumps(caption.to_json())
-    asker = AskingActor(text, asdict(Limits()), 0, str(folder), str(folder / "stop"))
+    asker = AskingActor(text, asdict(Limits()), 0, "", str(folder / "stop"))
     return asker, FoldingActor(text, asdict(Limits()), str(folder / "replies"), 1)
 
 
