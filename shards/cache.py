@@ -153,8 +153,9 @@ class ShardCache:
     def _files(self) -> list[tuple[os.stat_result, str]]:
         """What lies here, looked at again when a file was renamed (a fetch has ended) or removed while it was listed."""
         while True:
+            entries = [entry for entry in os.scandir(self.folder) if entry.name != _LOCK]
             with contextlib.suppress(FileNotFoundError):
-                return [(entry.stat(), entry.path) for entry in os.scandir(self.folder) if entry.name != _LOCK]
+                return [(entry.stat(follow_symlinks=False), entry.path) for entry in entries]
 
     def _reserve(self, part: int, path: Path, size: int) -> bool:
         """Whether `size` bytes are now set aside for the unfinished file, others having been removed for it where it had to be."""

@@ -219,6 +219,17 @@ def test_a_file_that_is_renamed_while_the_folder_is_listed_costs_nothing(made: M
     assert len(listed) == 2
 
 
+def test_a_link_to_nothing_and_a_folder_that_goes_hold_nobody_up(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    (made.cache.folder / "link").symlink_to("nothing")
+    assert made.cache.fill(made.store, made.shards[0], Traffic()) == "there"
+
+    def gone(path: Path) -> list[os.DirEntry[str]]:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr("shards.cache.os.scandir", gone)
+    assert made.cache.fill(made.store, made.shards[1], Traffic()) == "no room"
+
+
 def test_what_a_killed_process_left_is_taken_over_or_removed(made: Made) -> None:
     (left,) = made.tars(0)
     (made.cache.folder / f"{left}.part").write_bytes(b"x" * 5000)
