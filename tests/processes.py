@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import psutil
 
 
@@ -11,3 +13,9 @@ def command_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def alive_after(seconds: float, processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended by then; a zombie has ended."""
+    _, alive = psutil.wait_procs(list(processes), timeout=seconds)
+    return [p for p in alive if command_of(p)]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import yaml
@@ -19,6 +20,7 @@ from pipeline.recipe import StepOp, load_recipe
 from tests.curation.chat_server import Action, Ask, ChatServer, grey_pictures, hang, hang_up, say, serving
 from tests.pipeline.small import ask, fovea, recipe, verdicts
 from tests.pipeline.test_kill import start, to_the_end
+from tests.processes import alive_after, command_of
 
 GREYS = list(range(10, 10 + 24))
 
@@ -47,8 +49,12 @@ def test_a_killed_run_pays_nothing_twice(one_ray: None, tmp_path: Path) -> None:
         process = start(path, tmp_path / "run", ray.get_runtime_context().gcs_address)
         _until(lambda: len(server.asks) >= 32 and _rows(cache) >= 30, process, tmp_path / "run.log")
         paid = set(server.answered)
+        # Ray ends a killed driver's workers a moment later: answered before that, they would ask for more
+        workers = [p for p in psutil.Process().children(recursive=True) if "curation.child" in command_of(p)]
+        assert workers
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        assert alive_after(30, workers) == []
         free.set()
         to_the_end(path, tmp_path / "run", ray.get_runtime_context().gcs_address)
     assert {verdict for verdict, _, _ in verdicts(tmp_path / "run").values()} == {"kept"}

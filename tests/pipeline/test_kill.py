@@ -17,7 +17,7 @@ import ray
 
 from shards.verify import verify
 from tests.pipeline.small import ask, environment, files_of, picture, pictures, recipe, talk, texts, verdicts
-from tests.processes import command_of
+from tests.processes import alive_after, command_of
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,6 @@ def test_a_killed_run_takes_its_ray_along(one_ray: None, corpus: Path, tmp_path:
         return any("curation.child" in command_of(p) for p in family)
 
     assert kill_at(process, tmp_path / "run", with_its_actors)
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []
+    assert alive_after(30, family) == []
     to_the_end(corpus, tmp_path / "run", ray.get_runtime_context().gcs_address)
     assert verify(str(tmp_path / "run/dataset")) == []
