@@ -36,6 +36,7 @@ Arm = Literal["after_images", "scratch", "scratch_time", "full", "full_time", "d
 ARMS: tuple[Arm, ...] = get_args(Arm)
 SEEDS = (1, 2, 3)
 ASKED = ("clip_name", "order")
+SHAPE = {"llm_layers": 2, "kv_heads": 2}  # of the tiny preset: without the way a digit moves, two layers of the LLM are enough
 SIZES = Sizes(4_000, {"shown": 2_500, "order": 3_500}, 240, ASKED, blank=False)
 
 
@@ -76,14 +77,18 @@ class Seed:
             **more,
         }
 
-    def _pictures(self) -> Path:
+    def _image_stage(self) -> dict[str, Any]:
         config = config_of("pictures", self.seed, times=self.times)
-        return self.line.train("pictures", config, self.corpus.train, self.corpus.words)
+        config["model"]["tiny"].update(SHAPE)
+        return config
+
+    def _pictures(self) -> Path:
+        return self.line.train("pictures", self._image_stage(), self.corpus.train, self.corpus.words)
 
     def _trained(self, name: Arm, times: float, start: Path | None, data: Path | None = None, compress: bool = True) -> Path:
         config = config_of("clips_alone", self.seed, start, self.times * times, compress=compress)
         if start is None:
-            config["model"] = config_of("pictures", self.seed)["model"]
+            config["model"] = self._image_stage()["model"]
         return self.line.train(name, config, data or self.corpus.train, self.corpus.words)
 
     def _takes(self, name: str) -> float:
