@@ -111,7 +111,7 @@ def test_configs_and_recipes_are_valid(tmp_path: Path, monkeypatch: pytest.Monke
         given = TrainingConfig.model_validate(config_of(name, 2, Path("weights"), 0.1, compress=False))
         assert (given.seed, given.model.path) == (2, "weights")
         assert not any(stage.compress for stage in given.stages.values())
-        assert given.stages[1].steps == {"clips": 75, "clips_alone": 70}[name]
+        assert given.stages[1].steps == {"clips": 72, "clips_alone": 70}[name]
     assert set(given.stages[1].mixture.sources or {}) == set(SOURCES)
 
 
